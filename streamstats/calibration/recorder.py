@@ -28,7 +28,7 @@ from zarr.errors import ContainsGroupError
 from ..errors import DataError, OutputError, StreamstatsError, UsageError, counted, first_line
 from ..layouts import Kernel
 from ..quantization import Quantization
-from ..storage.names import METADATA_NAMES, V2_METADATA, V3_METADATA, check_layer_name
+from ..storage.names import V2_METADATA, V3_METADATA, check_recorded_name
 from .addresses import PARTS, check_part, part_path, placed
 from .describing import ATTRIBUTES_KEY, describe, describe_array, mask_name, masked_layer, names_in
 from .identity import file_key, file_range
@@ -371,13 +371,7 @@ def _existing_group(place: Target) -> zarr.Group | None:
 
 def _existing_array(group: zarr.Group, store: str, name: str) -> zarr.Array[Any] | None:
     """The array `name` of `group`, if it exists. Raises `UsageError` if the group cannot have such an array."""
-    *above, last = check_layer_name(name).split("/")
-    if "\\" in name:
-        raise UsageError(f"layer name {name!r} is not usable: zarr reads \\ as /; rename the layer")
-    if [*above, last][0] == PARTS:
-        raise UsageError(f"layer name {name!r} is not usable: {PARTS} holds the parts of a store; rename the layer")
-    if METADATA_NAMES.intersection([*above, last]):
-        raise UsageError(f"layer name {name!r} is not usable: zarr uses it for its own files; rename the layer")
+    *above, _ = check_recorded_name(name).split("/")
     for path in accumulate(above, "{}/{}".format):
         if isinstance(_member(group, store, path), zarr.Array):
             raise UsageError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +13,7 @@ from ..errors import DataError, NonFiniteError, UsageError, listed, suggestion
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import CountedSource, Measured, no_files, with_source
 from ..outputs.manifest import read_manifest
-from ..outputs.results import still_missing
+from ..outputs.results import read_states, saved_since, still_missing, write_results
 from ..outputs.resuming import files_without, uncounted_tails
 from ..progress import QUIET, Progress
 from ..statistics.statistics import Statistics
@@ -73,9 +73,7 @@ def forget(
         _check_matched(session, matching, layers)
         chosen = _arrays(matching, source, part)
         ledgers, forgotten = _forgotten(session, chosen, {layer.name: _rows(job, layer, asked) for layer in chosen})
-        manifest = read_manifest(session.output)
-        gaps = {} if manifest is None else manifest.gaps()
-        session.write(ledgers, {layer: still_missing(ledgers[layer], gaps.get(layer, {})) for layer in ledgers})
+        _write(session, ledgers, {layer.counted_as for layer in chosen})
         return forgotten
 
 
@@ -92,6 +90,32 @@ def _all_or_nothing() -> Iterator[None]:
             f"{what}; nothing was forgotten, because the statistics of the remaining rows cannot be found without it; "
             "repair it, or forget its rows, too"
         ) from error
+
+
+def _write(session: Session, ledgers: Mapping[str, LayerStatistics], touched: Collection[str]) -> None:
+    """Write the results of the layers that are `touched`. All others stay as the manifest has them, whatever has become
+    of their arrays; those of which more was saved since are written as they were saved.
+    """
+    manifest = read_manifest(session.output)
+    if manifest is None:
+        session.write(ledgers, {})
+        return
+    others = {name: entry for name, entry in manifest.layers.items() if entry.array not in touched}
+    written = read_states(session.output, saved_since(session.output, others.values()))
+    written |= {name: ledgers[name] for name in touched}
+    gaps = manifest.gaps()
+    write_results(
+        session.output,
+        session.job.sources,
+        written,
+        {name: still_missing(ledger, gaps.get(name, {})) for name, ledger in written.items()},
+        carried=others,
+        rows=manifest.rows,
+        min_rows=manifest.min_rows() | session.min_rows,
+        unreadable=manifest.unreadable,
+        coordinates=manifest.coordinates,
+        keep_states=True,
+    )
 
 
 def _check_matched(session: Session, matching: Sequence[Layer], match: str) -> None:

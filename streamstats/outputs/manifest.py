@@ -69,6 +69,11 @@ class LayerEntry:
     counted: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def files(self) -> tuple[FileEntry, ...]:
+        """Its files."""
+        return (self.state,) if isinstance(self.corrector, str) else (self.state, self.corrector)
+
+    @property
     def covered(self) -> Coverage:
         """The rows that were counted."""
         return self._coverage("covered")

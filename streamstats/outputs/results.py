@@ -141,6 +141,7 @@ def write_results(
     statistics: Mapping[str, LayerStatistics],
     gaps: Mapping[str, GapsOf] | None = None,
     *,
+    carried: Mapping[str, LayerEntry] | None = None,
     merged: bool = False,
     rows: OpenRows | None = None,
     min_rows: Mapping[str, int] | None = None,
@@ -152,22 +153,31 @@ def write_results(
     """Write the state of every array in `statistics` and the corrector of every layer, then the manifest; remove the
     files of all others.
 
-    `rows` is the range to which the job was limited; `min_rows` is what it asked for, by array; `unreadable` are arrays
-    that were not counted, with the reasons, and so are `coordinates`; `merged_from` are merged outputs, as `staleness`
-    identifies them. With `keep_states`, the states of other arrays stay, for later jobs that include these again. All
-    content is computed before any is written, and files that already have their content are not rewritten. Raises
+    `carried` are entries of other layers, whose files stay as they are. `rows` is the range to which the job was
+    limited; `min_rows` is what it asked for, by array; `unreadable` are arrays that were not counted, with the reasons,
+    and so are `coordinates`; `merged_from` are merged outputs, as `staleness` identifies them. With `keep_states`, the
+    states of other arrays stay, for later jobs that include these again. All content is computed before any is written,
+    and files that already have their content are not rewritten. Raises
     `UsageError` for a mean beyond float64, `OutputError` if a file cannot be written.
     """
     files: dict[Path, bytes] = {}
     known, asked = gaps or {}, min_rows or {}
-    layers: dict[str, LayerEntry] = {}
+    layers: dict[str, LayerEntry] = {**(carried or {})}
     for name, found in sorted(statistics.items()):
         layers |= _entries(output, found, known.get(name, {}), asked.get(name, 0), files)
     _write_all(files)
+    listed_files = {output / each.file for entry in layers.values() for each in entry.files}
     for kind in (CORRECTORS,) if keep_states else (STATE, CORRECTORS):
-        for path in set((output / kind).rglob("*.safetensors")) - set(files):
+        for path in set((output / kind).rglob("*.safetensors")) - listed_files:
             remove(path)
     Manifest(layers, tuple(sources), merged, rows, unreadable or {}, coordinates or {}, merged_from or {}).write(output)
+
+
+def saved_since(output: Path, entries: Iterable[LayerEntry]) -> list[str]:
+    """The arrays of those `entries` of a manifest whose states have been saved since it was written."""
+    states = {entry.array: entry.state for entry in entries}
+    paths = {array: output / state.file for array, state in states.items()}
+    return [array for array, path in paths.items() if path.exists() and file_digest(path) != states[array].sha256]
 
 
 def remove_leftovers(output: Path) -> None:

@@ -12,10 +12,12 @@ from .parameters import Before, Whose, created, errors
 from .paths import Paths
 from .service import Service
 from .settings import RetentionConfig
+from .tokens import MOST_OVERLAP
 
 TokenName = Annotated[str, TOKEN_NAME, InPath()]
 Overlap = Annotated[
-    float, Query(ge=0, le=7 * 86400, description="Seconds for which the old secret remains valid beside the new one.")
+    float,
+    Query(ge=0, le=MOST_OVERLAP, description="Seconds for which the old secret remains valid beside the new one."),
 ]
 Who = Annotated[str | None, Query(max_length=64, description="Only what this token did.")]
 DryRun = Annotated[bool, Query(description="Remove nothing; only tell what would be removed.")]

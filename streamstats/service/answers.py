@@ -57,21 +57,34 @@ def refused(error: StreamstatsError, public: Callable[[str], str]) -> Response:
 
 
 class RangedFile(FileResponse):
-    """A file or ranges of it. Ranges that it does not have are refused in the form of all errors."""
+    """A file or ranges of it. Ranges that it does not have are refused in the form of all errors, and so is a file that
+    was deleted a moment ago: the head is sent once the file is open.
+    """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
         refusal: Response | None = None
+        head: Message | None = None
 
         async def send_unless_refused(message: Message) -> None:
-            nonlocal refusal
+            nonlocal refusal, head
             if message["type"] == "http.response.start" and message["status"] >= 400:
                 sizes = {name: value for name, value in Headers(raw=message["headers"]).items() if name == SIZE}
                 refusal = problem(message["status"], "the header Range names no range of the file; leave it out", sizes)
+            elif message["type"] == "http.response.start":
+                head = message
             elif refusal is None:
+                if head is not None:
+                    await send(head)
+                    head = None
                 await send(message)
 
-        await super().__call__(scope, receive, send_unless_refused)
+        try:
+            await super().__call__(scope, receive, send_unless_refused)
+        except (FileNotFoundError, RuntimeError):  # the latter is what Starlette raises for it
+            if Path(self.path).exists():
+                raise
+            refusal = problem(410, "the file was deleted a moment ago, with its job or its result set; look again")
         if refusal is not None:
             await refusal(scope, receive, send)
 

@@ -130,6 +130,15 @@ MIGRATIONS: Sequence[str] = (
     "ALTER TABLE stores ADD COLUMN identity TEXT NOT NULL DEFAULT ''",
     "ALTER TABLE jobs ADD COLUMN exit_status INTEGER;",
     "ALTER TABLE jobs ADD COLUMN store_identity TEXT;",
+    """
+    ALTER TABLE jobs ADD COLUMN ended_as TEXT NOT NULL DEFAULT '';
+    CREATE TABLE removed_layers (
+        store TEXT NOT NULL,
+        layer TEXT NOT NULL,
+        last_job INTEGER NOT NULL,
+        PRIMARY KEY (store, layer)
+    ) WITHOUT ROWID;
+    """,
 )
 """The first n scripts make version n of the database."""
 

@@ -193,22 +193,35 @@ class JobTable:
         if reading:
             raise ConflictError(f"job {reading[0]} reads the store {store}; cancel it first")
 
-    def counted(self, source: str, identity: str) -> list[str]:
-        """The jobs that have ended with results and whose request names the store `source`.
+    def counted(self, source: str, identity: str, after: int) -> list[str]:
+        """The jobs, of those with numbers above `after`, that have results and whose request names the store `source`,
+        and that have ended, or are forgetting what was withdrawn before.
 
         Those of another `identity` counted an earlier store of its name; older services did not note it.
         """
         rows = self._database.query(
-            f"SELECT id FROM jobs WHERE {HAS_ENDED} AND results IS NOT NULL "
-            "AND json_extract(request, '$.source') = ? AND coalesce(store_identity, ?) = ? ORDER BY number",
-            (source, identity, identity),
+            f"SELECT id FROM jobs WHERE ({HAS_ENDED} OR (forgets IS NOT NULL AND state <> '{QUEUED}')) "
+            "AND results IS NOT NULL AND json_extract(request, '$.source') = ? "
+            "AND coalesce(store_identity, ?) = ? AND number > ? ORDER BY number",
+            (source, identity, identity, after),
         )
         return [row["id"] for row in rows]
 
+    def number(self, name: str) -> int:
+        """The number of a job: later ones have higher ones. Raises `NotFoundError`."""
+        row = self._database.one("SELECT number FROM jobs WHERE id = ?", (name,))
+        if row is None:
+            raise NotFoundError(f"there is no job {name}")
+        return int(row["number"])
+
     def forgets(self, name: str) -> str | None:
         """The state that a job had before it was queued to forget rows; None if it was not."""
-        row = self._database.one("SELECT forgets FROM jobs WHERE id = ?", (name,))
-        return None if row is None else row["forgets"]
+        return self.before(name)[0]
+
+    def before(self, name: str) -> tuple[str | None, str]:
+        """The same, and the message with which the job had ended."""
+        row = self._database.one("SELECT forgets, ended_as FROM jobs WHERE id = ?", (name,))
+        return (None, "") if row is None else (row["forgets"], row["ended_as"])
 
     def store_identity(self, name: str) -> str | None:
         """The identity of the store of the service that a job has started on; None if it has not, or is older."""

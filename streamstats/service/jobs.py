@@ -33,6 +33,10 @@ from .settings import ENDED
 
 STATE_OF = {errors.DONE: DONE, errors.INCOMPLETE: INCOMPLETE}
 """The states that follow from an exit status; any other means that the job failed or was stopped."""
+QUIET_SECONDS = 2.0
+"""How long no batch of a store has been withdrawn when a job that follows it is interrupted, to forget them all."""
+PATIENCE_SECONDS = 30.0
+"""The longest time until it is interrupted if batches are withdrawn all the time."""
 MOST_ATTEMPTS = 5
 """How often a job is started whose process ends without reporting an end."""
 STOPPED = "the service was stopped; the job resumes from what was saved"
@@ -54,7 +58,8 @@ class Jobs:
     raises `StreamstatsError` for a request that can no longer be met. `public`
     removes from messages what clients must not see. At most `running` jobs run at the same time, and in addition at
     most `following` jobs that follow a store; `waiting` more may be queued. No job starts while `hindrance` says why
-    none can. What fails is noted in `faults`, and tried again.
+    none can. `owes` says whether the results of a job count batches that were withdrawn; a job that ends with such
+    results is queued to forget them. What fails is noted in `faults`, and tried again.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class Jobs:
         *,
         public: Callable[[str], str] = lambda text: text,
         hindrance: Callable[[], str] = lambda: "",
+        owes: Callable[[JobView], bool] = lambda _: False,
         limits: ProcessLimits = UNLIMITED,
         running: int = 1,
         following: int = 4,
@@ -75,13 +81,14 @@ class Jobs:
         self._table, self._folder, self._complete, self._metrics = table, folder, complete, metrics
         self._faults, self._hindrance, self._limits, self._clock = faults, hindrance, limits, table.clock
         self._reports = Reports(table, metrics, public)
-        self._public = self._reports.shown
+        self._public, self._owes = self._reports.shown, owes
         self._places = {False: running, True: following}
         self._most_waiting = waiting
         self._lock = threading.Condition()
         self._processes: dict[str, JobProcess] = {}
         self._resumed = self._stopping = False
-        self._interrupted: set[str] = set()
+        self._outdated: dict[str, tuple[float, float]] = {}
+        self._forget_again: set[str] = set()
         self._order: dict[str, tuple[int, str]] | None = None
         self._listeners: set[Callable[[str], None]] = set()
         self._thread = threading.Thread(target=self._supervise, name="jobs", daemon=True)
@@ -107,8 +114,15 @@ class Jobs:
             return _submitted(known, repeated=True)
         self._check_capacity(submitted)
         name = secrets.token_hex(8)
-        prepare(self.folder(name))
-        if not self._table.add(name, submitted):  # the same key came at the same moment
+        try:
+            prepare(self.folder(name))
+            with self._lock:  # others may have been submitted meanwhile
+                self._check_capacity(submitted)
+                is_new = self._table.add(name, submitted)
+        except BaseException:
+            remove_folder(self.folder(name))
+            raise
+        if not is_new:  # the same key came at the same moment
             remove_folder(self.folder(name))
             known = self._table.known(submitted)
             assert known is not None
@@ -168,7 +182,7 @@ class Jobs:
             if found.state in ENDED:
                 raise ConflictError(f"job {name} is already {found.state}")
             running = self._processes.get(name)
-            if running is None:
+            if running is None or found.state == QUEUED:  # whose last process is still ending
                 self._finish(name, CANCELLED, "cancelled before it started")
             else:
                 self._table.update(name, "is being cancelled", state=CANCELLING)
@@ -181,24 +195,46 @@ class Jobs:
         """Queue a job that has ended, to subtract withdrawn batches. Raises `NotFoundError`, `ConflictError`."""
         with self._lock:
             found = self._table.get(name)
-            if found.state not in ENDED or name in self._processes:
+            if found.state == RUNNING and self._table.forgets(name) is not None:  # what was withdrawn when it began
+                self._forget_again.add(name)
+                return self.shown(found)
+            if found.state not in ENDED:
                 raise ConflictError(f"job {name} is {found.state}; it forgets withdrawn batches by itself")
             if found.results is None or not (found.source or "").startswith(OWN):
                 raise ConflictError(f"job {name} has counted no store of the service; there is nothing to forget")
-            self._queue_to_forget(name, found.state)
+            self._queue_to_forget(name, found.state, found.message)
         self._changed(name, reordered=True)
         return self.get(name)
 
-    def _queue_to_forget(self, name: str, state: str) -> None:
+    def _queue_to_forget(self, name: str, state: str, ended_as: str, **values: Any) -> None:
         text = "waits to forget batches that were withdrawn"
-        self._table.update(name, text, state=QUEUED, forgets=state, ended=None, attempts=0)
+        values |= {"forgets": state, "ended_as": ended_as}
+        self._table.update(name, text, state=QUEUED, ended=None, attempts=0, **values)
 
-    def interrupt(self, name: str) -> None:
-        """Have a job that runs save, stop and start again, with what `complete` gives it then."""
+    def outdate(self, source: str, counted: Callable[[], list[str]]) -> list[str]:
+        """Have the jobs on `source` forget what was withdrawn: those that follow it soon, others when they have ended.
+
+        What is returned is what `counted` gives, the jobs that do not do so by themselves: none of them ends meanwhile.
+        """
+        now = self._clock.monotonic()
         with self._lock:
-            if name in self._processes and self._table.get(name).state == RUNNING:
-                self._interrupted.add(name)
-                self._processes[name].terminate(STOP_SECONDS)
+            for name in self._table.reading(source):
+                running = self._processes.get(name)
+                if running is not None and running.follows and self._table.forgets(name) is None:
+                    self._outdated[name] = (self._outdated.get(name, (now, now))[0], now)
+            self._lock.notify_all()
+            return counted()
+
+    def _interrupt_outdated(self) -> None:
+        """Have jobs save, stop and start again, once they have published something, so that each attempt achieves it.
+
+        They wait until no more is withdrawn for a while: each start takes seconds.
+        """
+        now = self._clock.monotonic()
+        for name, (first, last) in self._outdated.items():
+            running, is_due = self._processes[name], now - last >= QUIET_SECONDS or now - first >= PATIENCE_SECONDS
+            if is_due and running.has_published and not running.is_ending:
+                running.terminate(STOP_SECONDS)
 
     def describe(self, name: str, about: Mapping[str, Any]) -> JobView:
         """Change what `about` has of the name, the tags and the note of a job. Raises `NotFoundError`."""
@@ -217,6 +253,10 @@ class Jobs:
             remove_folder(self.folder(name))
         log.info("deleted", extra={"job": name})
         self._changed(name)
+
+    def since_published(self, name: str) -> float:
+        """How many seconds ago, at least, a job published its latest results."""
+        return self._reports.since_published(name)
 
     def listen(self, listener: Callable[[str], None]) -> Callable[[], None]:
         """Call `listener`, from any thread, with the id of each job that changes; the result ends that."""
@@ -260,8 +300,8 @@ class Jobs:
             with self._faults.noted("the queue of jobs"):
                 self._take_turn()
             with self._lock:
-                ending = any(running.is_ending for running in self._processes.values())
-                self._lock.wait(TURN_SECONDS if ending else RETRY_SECONDS)
+                changing = self._outdated or any(running.is_ending for running in self._processes.values())
+                self._lock.wait(TURN_SECONDS if changing else RETRY_SECONDS)
 
     def _take_turn(self) -> None:
         if not self._resumed:
@@ -269,6 +309,7 @@ class Jobs:
         for running in [*self._processes.values()]:
             running.watch()
         with self._lock:
+            self._interrupt_outdated()
             while not self._stopping and not self._hindrance() and (chosen := self._chosen()) is not None:
                 self._start(chosen)
 
@@ -306,7 +347,8 @@ class Jobs:
         attempt = job.attempts + 1
         self._table.begin(job.id, attempt, store_identity)
         try:
-            running = JobProcess(job, folder, self._limits, self._clock)
+            limits = ProcessLimits(self._limits.seconds + job.seconds) if forgets else self._limits
+            running = JobProcess(job, folder, limits, self._clock)
         except OSError as error:  # no processes, memory or files are left
             self._table.update(job.id, f"cannot start a process: {error}", state=QUEUED, attempts=job.attempts)
             raise
@@ -330,6 +372,7 @@ class Jobs:
         finally:
             with self._lock:
                 del self._processes[name]
+                self._outdated.pop(name, None)
                 self._lock.notify_all()
             self._changed(name, reordered=True)
 
@@ -347,14 +390,11 @@ class Jobs:
     def _end(self, name: str, running: JobProcess, status: int) -> None:
         ended = running.ended
         with self._lock:  # a job that ends cannot be cancelled at the same moment
-            job, interrupted = self._table.get(name), name in self._interrupted
-            self._interrupted.discard(name)
+            job, interrupted = self._table.get(name), name in self._outdated and running.is_ending
             self._table.update(name, seconds=running.seconds)
             retained = "its results so far are retained" if job.results is not None else "it had no results yet"
             if ended.get("status") in STATE_OF:
                 self._finish(name, STATE_OF[ended["status"]], ended["text"])
-                if interrupted:  # too late to stop it
-                    self._queue_to_forget(name, self._table.get(name).state)
             elif job.state == CANCELLING:
                 self._finish(name, CANCELLED, f"cancelled; {retained}")
             elif running.exceeded:
@@ -369,16 +409,24 @@ class Jobs:
                 self._finish(name, FAILED, f"{no_memory(job.request['memory'])}; {retained}")
             else:
                 self._retry(job, status, " ".join(list(running.errors)[-1:]).strip())
+            if name in self._forget_again and (found := self._table.get(name)).state in ENDED:
+                self._queue_to_forget(name, found.state, found.message)
+            self._forget_again.discard(name)
         log.info("ended", extra={"job": name, "status": status, "state": self._table.get(name).state})
 
     def _finish(self, name: str, state: str, text: str, status: int | None = None) -> None:
         """End a job; one that was only to forget rows is in the state that it was in before, whatever became of it."""
-        before = self._table.forgets(name)
-        if before is None:
-            self._table.end(name, state, self._public(text), exit_status=status)
+        before, ended_as = self._table.before(name)
+        text = self._public(text)
+        if before is None and self._owes(self._table.get(name)):
+            self._table.say(name, text)
+            self._queue_to_forget(name, state, text, exit_status=status)
+        elif before is None:
+            self._table.end(name, state, text, exit_status=status)
         else:
             text = text if state == DONE else f"nothing was forgotten: {text}"
-            self._table.end(name, before, self._public(text), forgets=None)
+            text = text if before == DONE else f"{ended_as}; {text.removeprefix('done; ')}"
+            self._table.end(name, before, text, forgets=None)
 
     def _requeue(self, name: str, text: str = STOPPED) -> None:
         """Queue a job that the service interrupted; the attempt does not count."""

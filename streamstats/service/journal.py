@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from sqlite3 import Row
 
+from ..coverage import Coverage
 from ..errors import DataError
 from ..storage.files import append_bytes, read_bytes, remove, write_bytes
 from .database import Database
@@ -75,6 +76,10 @@ class Journal:
             *lines, rest = file.read().split(b"\n")
         return None if rest or not lines else self._parsed(-1, lines[-1])
 
+    def __len__(self) -> int:
+        """How many lines it has."""
+        return read_bytes(self.path).count(b"\n") if self.path.exists() else 0
+
     def withdrawn(self) -> dict[str, float]:
         """When which keys were withdrawn. Raises `DataError`."""
         try:
@@ -83,17 +88,21 @@ class Journal:
             raise DataError(f"{self._withdrawn} is damaged: {error}; restore it from a backup") from error
         return found
 
-    def withdraw(self, key: str, at: float) -> None:
-        """Note that `key` was withdrawn; it is on the disk when this returns. Raises `OutputError`, `DataError`."""
-        write_bytes(self._withdrawn, json.dumps({key: at} | self.withdrawn()).encode())
+    def withdraw(self, keys: Mapping[str, float]) -> None:
+        """Note when `keys` were withdrawn, unless it is known; it is on the disk when this returns.
+
+        Raises `OutputError`, `DataError`.
+        """
+        self._replace_withdrawn({**keys, **self.withdrawn()})
 
     def keep_withdrawn(self, keys: Collection[str]) -> dict[str, float]:
         """Drop all withdrawn keys but these `keys`; when those were withdrawn. Raises as `withdraw`."""
-        found = self.withdrawn()
-        kept = {key: at for key, at in found.items() if key in keys}
-        if kept != found:
-            write_bytes(self._withdrawn, json.dumps(kept).encode())
-        return kept
+        self._replace_withdrawn({key: at for key, at in self.withdrawn().items() if key in keys})
+        return self.withdrawn()
+
+    def _replace_withdrawn(self, keys: Mapping[str, float]) -> None:
+        if keys != self.withdrawn():
+            write_bytes(self._withdrawn, json.dumps(keys).encode())
 
     def remove(self) -> None:
         """Remove the files."""
@@ -130,6 +139,7 @@ class Keys:
         """Note whose store it is, and its own `identity`. Keys of an earlier store are removed."""
         with self._database.writing() as connection:
             connection.execute("DELETE FROM ingests WHERE store = ?", (self._store,))
+            connection.execute("DELETE FROM removed_layers WHERE store = ?", (self._store,))
             connection.execute(
                 "INSERT OR REPLACE INTO stores (name, owner, appended, identity) VALUES (?, ?, ?, ?)",
                 (self._store, owner, time.time(), identity),
@@ -163,6 +173,21 @@ class Keys:
         )
         return None if row is None else _noted(row)
 
+    def count(self, layer: str) -> int:
+        """How many keys `layer` has."""
+        (found,) = self._database.query(
+            "SELECT count(*) AS n FROM ingests WHERE store = ? AND layer = ?", (self._store, layer)
+        )
+        return int(found["n"])
+
+    def withdrawn(self, layer: str) -> dict[str, float]:
+        """When which keys were withdrawn."""
+        rows = self._database.query(
+            "SELECT idempotency_key, withdrawn FROM ingests WHERE store = ? AND layer = ? AND withdrawn IS NOT NULL",
+            (self._store, layer),
+        )
+        return {row["idempotency_key"]: row["withdrawn"] for row in rows}
+
     def since(self, layer: str, start: int) -> list[Noted]:
         """The requests whose rows begin at `start` or later, in order."""
         rows = self._database.query(
@@ -188,13 +213,26 @@ class Keys:
             )
 
     def remove(self, layer: str | None = None) -> None:
-        """Remove all keys of `layer`, or of the store, and whose it is."""
+        """Remove all keys of `layer`, and note that no job has counted the next one of its name; or those of the store,
+        and whose it is.
+        """
         with self._database.writing() as connection:
-            if layer is not None:
-                connection.execute("DELETE FROM ingests WHERE store = ? AND layer = ?", (self._store, layer))
-                return
-            connection.execute("DELETE FROM ingests WHERE store = ?", (self._store,))
-            connection.execute("DELETE FROM stores WHERE name = ?", (self._store,))
+            if layer is None:
+                for table, column in (("ingests", "store"), ("removed_layers", "store"), ("stores", "name")):
+                    connection.execute(f"DELETE FROM {table} WHERE {column} = ?", (self._store,))
+            elif connection.execute("DELETE FROM ingests WHERE store = ? AND layer = ?", (self._store, layer)).rowcount:
+                connection.execute(
+                    "INSERT OR REPLACE INTO removed_layers SELECT ?, ?, coalesce(max(number), 0) FROM jobs",
+                    (self._store, layer),
+                )
+
+    def last_jobs(self) -> dict[str, int]:
+        """The number of the last job that may have counted an earlier layer of the name, by layer.
+
+        No job that has not ended reads a layer that is deleted, so all later ones have counted the layer that is there.
+        """
+        rows = self._database.query("SELECT layer, last_job FROM removed_layers WHERE store = ?", (self._store,))
+        return {row["layer"]: row["last_job"] for row in rows}
 
 
 def _noted(row: Row) -> Noted:
@@ -222,25 +260,26 @@ def settle(keys: Keys, journal: Journal, layer: str, rows: int) -> int:
     lies in the store, and the database may be that of an earlier store of this name. Raises `OutputError`, `DataError`.
     """
     last = keys.last(layer)
-    if last == journal.last() and _stop(last) == rows:
+    if last == journal.last() and _stop(last) == rows and len(journal) == keys.count(layer):
         return rows
     noted, is_whole = journal.read()
     stored = [each for each in noted if each.stop <= rows]
-    if len(stored) < len(noted) or not is_whole:
-        journal.replace(stored)
-    end = _stop(stored[-1] if stored else None)
+    unknown = Coverage.first(rows) - Coverage.of((each.start, each.stop) for each in stored)
     known = keys.since(layer, 0)
     there = {*stored}
-    wrong = [each for each in known if each.stop > rows or (each.start < end and each not in there)]
+    others = [each for each in known if each not in there]
+    lacking = [
+        each for each in others if any(start <= each.start and each.stop <= stop for start, stop in unknown.ranges)
+    ]
+    wrong = set(others).difference(lacking)
     if wrong:  # a transaction waits for its turn and the disk
-        keys.take_back(layer, wrong)
-    lacking = there.difference(known)
-    if lacking:  # adding says that activations were appended
-        keys.add(layer, [*lacking])
-    more = [each for each in keys.since(layer, end) if each.stop <= rows]
-    if more:  # an older version wrote no journals
-        journal.note(more)
-    return max(end, _stop(more[-1] if more else None))
+        keys.take_back(layer, [*wrong])
+    if added := there.difference(known):  # adding says that activations were appended
+        keys.add(layer, [*added])
+    whole = sorted([*stored, *lacking], key=lambda each: each.start)
+    if whole != noted or not is_whole:  # an older version wrote no journals
+        journal.replace(whole)
+    return _stop(whole[-1] if whole else None)
 
 
 def _stop(request: Noted | None) -> int:

@@ -31,7 +31,7 @@ from ..errors import MismatchError, OutputError, StreamstatsError, UsageError, c
 from ..layouts import Kernel
 from ..quantization import Quantization
 from ..storage.files import move_away, remove_folder
-from ..storage.names import V3_METADATA
+from ..storage.names import V3_METADATA, check_recorded_name
 from .errors import ConflictError, FullError, NotFoundError
 from .faults import Faults
 from .journal import Journal, Keys, Noted, identify, settle
@@ -351,8 +351,10 @@ def settle_layer(store: Path, keys: Keys, layer: str, recorder: Recorder | None 
         journal.remove()
         return
     settled = settle(keys, journal, layer, rows)
-    if journal.withdrawn():
+    if withdrawn := journal.withdrawn():
         keys.withdraw(layer, journal.keep_withdrawn({each.key for each in keys.since(layer, 0)}))
+    if (known := keys.withdrawn(layer)).keys() != withdrawn.keys():
+        journal.withdraw(known)
     if settled == rows:
         return
     said = {"store": store.name, "layer": layer}
@@ -371,11 +373,20 @@ def settle_layer(store: Path, keys: Keys, layer: str, recorder: Recorder | None 
 
 
 def stored_layers(store: Path) -> set[str]:
-    """The layers of a store; none while its first activations are being written."""
+    """The layers of a store; none while its first activations are being written.
+
+    An older version took names that begin with `.`, beside its own files. What has them is not counted as a layer.
+    """
     try:
-        return set(source_of(store).find().arrays)
+        return {name for name in source_of(store).find().arrays if _is_recorded(name)}
     except UsageError:
         return set()
+
+
+def _is_recorded(name: str) -> bool:
+    with suppress(UsageError):
+        return bool(check_recorded_name(name))
+    return False
 
 
 def _batches(waiting: Sequence[Waiting]) -> Iterator[list[Waiting]]:

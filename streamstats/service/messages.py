@@ -272,7 +272,10 @@ class BatchView(BaseModel):
 
 
 class WithdrawnView(BaseModel):
-    """A batch that was withdrawn. `jobs` have ended and may have counted it: `POST /jobs/JOB/forget` subtracts it."""
+    """A batch that was withdrawn. `jobs` may have counted it: `POST /jobs/JOB/forget` subtracts it.
+
+    They have ended, or are forgetting what was withdrawn before. All others subtract it by themselves.
+    """
 
     batch: BatchView
     jobs: list[str]

@@ -53,13 +53,14 @@ class ProcessLimits:
 class JobProcess:
     """The process that does `job` in `folder`. Raises `OSError` if it cannot be started.
 
-    `rows` and `bytes` are what it reported last; `ended` is what it said at its end, empty until then. `exceeded` says
-    which limit it exceeded, if one.
+    `rows` and `bytes` are what it reported last, and `has_published` whether it has results; `ended` is what it said
+    at its end, empty until then. `exceeded` says which limit it exceeded, if one.
     """
 
     def __init__(self, job: JobView, folder: Path, limits: ProcessLimits, clock: Clock) -> None:
         self.submitter, self.follows = job.submitter, job.follows
         self.rows = self.bytes = 0
+        self.has_published = False
         self.ended: dict[str, Any] = {}
         self.exceeded = ""
         self._before, self._folder, self._limits, self._monotonic = job.seconds, folder, limits, clock.monotonic

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import DataError
-from ..outputs.manifest import MANIFEST, NOTHING, FileEntry, read_manifest
+from ..outputs.manifest import MANIFEST, NOTHING, read_manifest
 from ..storage.files import folder_bytes, link, read_json, remove, remove_folder, write_json
 from .clock import Clock
 from .retaining import Keep, Thing
@@ -72,8 +72,7 @@ def discard(job: Path, number: int) -> None:
 def result_files(output: Path) -> dict[str, Path]:
     """The files that a run wrote to `output`, by name: the manifest, and those that it lists."""
     manifest = read_manifest(output) or NOTHING
-    entries = [each for layer in manifest.layers.values() for each in (layer.state, layer.corrector)]
-    files = [each.file for each in entries if isinstance(each, FileEntry)]
+    files = [each.file for layer in manifest.layers.values() for each in layer.files]
     return {name: output / name for name in [*files, MANIFEST]}
 
 

@@ -21,6 +21,8 @@ class Reports:
 
     def __init__(self, table: JobTable, metrics: Metrics, public: Callable[[str], str]) -> None:
         self._table, self._metrics, self._public = table, metrics, public
+        self._monotonic = table.clock.monotonic
+        self._began, self._published = self._monotonic(), dict[str, float]()
         self._hearing: dict[str, Callable[[str, JobProcess, Any], None]] = {
             "plan": self._hear_plan,
             "progress": self._hear_progress,
@@ -44,6 +46,10 @@ class Reports:
         """The part of `text` that clients may see."""
         return self._public(text)[:LONGEST_MESSAGE]
 
+    def since_published(self, name: str) -> float:
+        """How many seconds ago, at least, the job published its latest results."""
+        return self._monotonic() - self._published.get(name, self._began)
+
     def _hear_plan(self, name: str, running: JobProcess, plan: dict[str, Any]) -> None:
         running.rows, running.bytes = plan["before"], 0
         self._table.update(name, "", rows=plan["before"], total_rows=plan["rows"], bytes=0, total_bytes=plan["bytes"])
@@ -61,8 +67,10 @@ class Reports:
     def _hear_saving(self, _name: str, _running: JobProcess, seconds: float) -> None:
         self._metrics.save_seconds.observe(seconds)
 
-    def _hear_results(self, name: str, _running: JobProcess, number: int) -> None:
+    def _hear_results(self, name: str, running: JobProcess, number: int) -> None:
         self._table.update(name, results=number)
+        self._published[name] = self._monotonic()
+        running.has_published = True
 
     def _hear_message(self, name: str, _running: JobProcess, message: str) -> None:
         text = self.shown(message)

@@ -127,14 +127,15 @@ class Retention:
                 yield Thing(job["id"], job["ended"], folder_bytes(self._jobs.folder(job["id"])))
 
     def _sets(self, keep: Keep, now: float, gone: Collection[str]) -> Iterator[Expired]:
-        """The sets of each job that has ended and is not `gone`; a job that runs removes its own."""
+        """The sets of each job that has ended and is not `gone`; a job that runs removes its own.
+
+        Those that were replaced lately are retained, by the clock that is never set.
+        """
         for job in self._table.ended() if keep != Keep() else ():
-            if job["id"] in gone:
+            if job["id"] in gone or self._jobs.since_published(job["id"]) <= published.RETAINED_SECONDS:
                 continue
             folder = self._jobs.folder(job["id"])
             for each, why in published.superseded(folder, keep, now, measured=True):
-                if now - max(each.at, job["ended"]) <= published.RETAINED_SECONDS:
-                    continue
                 thing = replace(each, name=f"{job['id']}/{each.name}")
                 yield Expired("sets", thing, why, partial(published.discard, folder, int(each.name)))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import sys
@@ -60,6 +61,8 @@ from .withdrawing import forget_withdrawn
 if TYPE_CHECKING:
     from ..models.onnx.correct import Correction, How
 
+COMMAND, ANEW = re.compile("--restart|--accept-changes|another output|`streamstats run"), "submit the job again"
+"""What names a remedy that only the command line has, and that of a job."""
 LOCK_SECONDS = 60.0
 """How long a job waits for an earlier process of the same job."""
 REQUEST, OUTPUT, LOCK = "request.json", "out", "job.lock"
@@ -96,9 +99,19 @@ def _failed(error: Exception, memory: int) -> tuple[int, str]:
     if is_no_memory(error):
         return StreamstatsError.exit_status, f"{no_memory(memory)} ({first_line(error)})"
     if isinstance(error, StreamstatsError):
-        return error.exit_status, " ".join(str(error).split())
+        return error.exit_status, in_a_job(" ".join(str(error).split()))
     traceback.print_exc()
     return StreamstatsError.exit_status, f"{type(error).__name__}: {first_line(error)}"
+
+
+def in_a_job(text: str) -> str:
+    """The message `text` with the remedy of a job, whose output nobody chooses or counts again, for that of a command.
+
+    >>> in_a_job("layer a: chunk c/0 has changed; count again with `run --restart`, or choose another output; look")
+    'layer a: chunk c/0 has changed; submit the job again; look'
+    """
+    clauses = (ANEW if COMMAND.search(each) else each for each in text.split("; "))
+    return "; ".join(dict.fromkeys(clauses))
 
 
 @contextlib.contextmanager
@@ -128,14 +141,15 @@ def _run(request: dict[str, Any], lines: Lines) -> tuple[int, str]:
     follow, keep = request["follow"], Keep(**request["sets"])
     if follow is not None:
         wait_for_layers(str(request["source"]), follow["idle"], lines)
-    forgotten = forget_withdrawn(replace(config.job(), follow_links=False), request.get("withdrawn", {}), lines)
-    if request.get("only_forget"):
+    job, ends = replace(config.job(), follow_links=False), bool(request.get("only_forget"))
+    forgotten = forget_withdrawn(job, request.get("withdrawn", {}), lines, again=not ends)
+    if ends:
         lines.write("results", Published(Path(), keep=keep).publish(result_files(Path(OUTPUT))))
         lines.settled(*_rows_left(Path(OUTPUT)))
         return DONE, f"done; {counted(forgotten, 'row')} forgotten"
     outcome = _reduced(config.job(), lines, Follow(**follow) if follow is not None else None, keep)
     if outcome.complete:
-        return DONE, f"done; {counted(len(outcome.statistics), 'layer')}"
+        return DONE, f"done; {counted(len(outcome.statistics), 'layer')}{_without_rows(outcome)}"
     return INCOMPLETE, "; ".join(_incomplete(outcome))
 
 
@@ -144,6 +158,12 @@ def _rows_left(output: Path) -> tuple[int, int]:
     layers = open_results(output).manifest.layers.values()
     missing = (rows for each in layers for rows, _ in each.missing)
     return sum(each.rows for each in layers), sum(stop - start for start, stop in missing)
+
+
+def _without_rows(outcome: Outcome) -> str:
+    """Which layers have no rows, if some have none: all their batches may have been withdrawn."""
+    empty = [name for name, found in outcome.statistics.items() if not found.rows]
+    return f"; no rows of {listed(empty)}: all their batches were withdrawn, or none has arrived" if empty else ""
 
 
 def _incomplete(outcome: Outcome) -> Iterator[str]:

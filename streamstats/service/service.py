@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from ..calibration.recorder import stored_layer
 from ..config import ClusterConfig, LayerConfig
+from ..coverage import Coverage
 from ..errors import OutputError, UsageError, counted, listed
 from ..jobs.cores import available_cores
 from ..outputs import documents
@@ -56,6 +57,7 @@ from .settings import ServiceConfig
 from .stores import Stores
 from .tokens import TOKEN, Caller, TokenFile, Tokens
 from .uploads import Uploads
+from .withdrawing import counts
 
 T = TypeVar("T")
 
@@ -89,7 +91,8 @@ class Service:
         self.faults = Faults()
         self.database = Database(self.data / DATABASE)
         self.metrics = Metrics(self.database)
-        self.tokens, self.links, self.audit = Tokens(self.database, self.token_file), Links(), Audit(self.database)
+        self.tokens = Tokens(self.database, self.token_file, clock)
+        self.links, self.audit = Links(), Audit(self.database)
         self.table = JobTable(self.database, clock, config.told)
         self.uploads = Uploads(self.database, self.data / "uploads", config.limits.uploads)
         self.stores = self._stores()
@@ -125,6 +128,7 @@ class Service:
             self.faults,
             public=self.public,
             hindrance=self._full_disk,
+            owes=self._counts_withdrawn,
             limits=ProcessLimits(limits.job_seconds, limits.job_disk),
             running=limits.running_jobs,
             following=limits.following_jobs,
@@ -243,9 +247,20 @@ class Service:
         completed["source"] = self._resolved(source)
         if not source.startswith(OWN):
             return completed, None
-        store = source.removeprefix(OWN)
-        withdrawn = {layer: rows.ranges for layer, rows in self.stores.batches.withdrawn(store).items()}
-        return {**completed, "withdrawn": withdrawn}, self.stores.identity(store) or None
+        withdrawn = {layer: rows.ranges for layer, rows in self._withdrawn(folder.name, source).items()}
+        return {**completed, "withdrawn": withdrawn}, self.stores.identity(source.removeprefix(OWN)) or None
+
+    def _withdrawn(self, job: str, source: str) -> dict[str, Coverage]:
+        """The rows of `source` that were withdrawn, by layer, of the layers that `job` may have counted."""
+        store, number = source.removeprefix(OWN), self.table.number(job)
+        after = self.stores.last_jobs(store)
+        found = self.stores.batches.withdrawn(store)
+        return {layer: rows for layer, rows in found.items() if number > after.get(layer, 0)}
+
+    def _counts_withdrawn(self, job: JobView) -> bool:
+        """Whether the results of `job` count batches that were withdrawn."""
+        source = job.source or ""
+        return source.startswith(OWN) and counts(self.jobs.folder(job.id), self._withdrawn(job.id, source))
 
     def _cluster(self) -> ClusterConfig:
         """The workers of a job; jobs that run at once share the cores unless the configuration says otherwise."""
@@ -275,7 +290,7 @@ class Service:
         caller.check_owns(f"store {name}", self.stores.owner(name)[0])
 
     def withdraw(self, name: str, layer: str, key: str, caller: Caller) -> WithdrawnView:
-        """Withdraw a batch: later jobs do not count it, and running jobs forget it.
+        """Withdraw a batch: later jobs do not count it, and jobs that have not ended forget it.
 
         Raises `NotFoundError`, `ForbiddenError` unless the batch or the store is the caller's, and `ConflictError` for
         a batch that is still being written.
@@ -287,10 +302,9 @@ class Service:
         if stored is None or stored.rows < batch.stop:
             raise ConflictError(f"the batch with the key {key} is still being written; withdraw it again later")
         self.stores.withdraw(name, batch)
-        counted = self.table.counted(OWN + name, self.stores.identity(name))
-        for job in self.table.reading(OWN + name):
-            self.jobs.interrupt(job)
-        return WithdrawnView(batch=self.stores.batches.get(name, layer, key), jobs=counted)
+        after = self.stores.last_jobs(name).get(layer, 0)
+        jobs = self.jobs.outdate(OWN + name, partial(self.table.counted, OWN + name, self.stores.identity(name), after))
+        return WithdrawnView(batch=self.stores.batches.get(name, layer, key), jobs=jobs)
 
     def forget(self, job: str) -> JobView:
         """Queue a job that has ended, to subtract withdrawn batches. Raises `NotFoundError`, `ConflictError`."""

@@ -51,7 +51,9 @@ class Limits(Settings):
     body: Annotated[Bytes, Field(description="The largest body of a request, as in 64MiB.")] = 64 * 2**20
     upload: Annotated[Bytes, Field(description="The largest model or file of samples.")] = 2 * 2**30
     uploads: Annotated[Bytes, Field(description="The size of all uploads together.")] = 20 * 2**30
-    ingests: Annotated[int, Field(ge=1, le=1000, description="Requests with activations in progress.")] = 64
+    ingests: Annotated[
+        int, Field(ge=1, le=1000, description="Requests with activations in progress; of one token at most half.")
+    ] = 64
     corrections: Annotated[int, Field(ge=1, le=64, description="Requests to correct weights in progress.")] = 2
     correction_seconds: Annotated[int, Field(ge=1, le=86_400, description="The longest that one may take.")] = 50
     streams: Annotated[int, Field(ge=1, le=10_000, description="Clients that follow events of jobs.")] = 256

@@ -22,6 +22,7 @@ from .parameters import Key, LayerName, Responses, StoreName, Whose, created, er
 from .paths import BINARY_BODY, Paths
 from .places import Places
 from .service import Service
+from .tokens import Caller
 
 ChannelAxis = Annotated[int, Query(ge=-64, le=64)]
 QuantizationText = Annotated[
@@ -120,8 +121,8 @@ class StoreRoutes:
         """
         described, kernel = _quantization(quantization), _kernel(geometry)
         about = f" {channel_axis} {quantization or ''}" + (f" {geometry}" if geometry else "")
-        self._check_capacity()
-        with self._ingests.taken():
+        self._check_capacity(caller)
+        with self._ingests.taken(caller.name):
             await asyncio.to_thread(self._service.check_room, announced(request, self._terms.most) or 0)
             body = await Body.received(request, self._service.incoming, self._terms)
             try:
@@ -144,12 +145,17 @@ class StoreRoutes:
         response.headers["location"] = f"{V1}/stores/{store}"
         return appended
 
-    def _check_capacity(self) -> None:
+    def _check_capacity(self, caller: Caller) -> None:
         if self._service.stopping.is_set():
             raise FullError("the service is shutting down; send the activations again later")
         self._ingests.check(
             f"{self._ingests.most:,} requests with activations are in progress, the limit of this service; "
             "send the activations again later"
+        )
+        self._ingests.check_share(
+            caller.name,
+            f"{self._ingests.share:,} requests of the token {caller.name} with activations are in progress, the share "
+            "of one token; send the activations again later",
         )
 
     async def _appended(self, store: str, read: Callable[[], Activations]) -> IngestView:

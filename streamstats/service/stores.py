@@ -15,7 +15,7 @@ from ..calibration.layer import check_values
 from ..calibration.recorder import stored_layer
 from ..errors import DataError, UsageError
 from ..storage.files import make_folders, move_away, moved_away, remove_folder
-from ..storage.names import V3_METADATA, layer_path
+from ..storage.names import V3_METADATA, check_recorded_name, layer_path
 from .batches import Batches
 from .database import Database
 from .errors import BusyError, ConflictError, DamagedError, FullError, NotFoundError
@@ -150,6 +150,10 @@ class Stores:
         """What tells a store from others that had or will have its name, "" if it is not known."""
         return Keys(self._database, name).identity()
 
+    def last_jobs(self, name: str) -> dict[str, int]:
+        """The number of the last job that may have counted an earlier layer of the name, by layer."""
+        return Keys(self._database, name).last_jobs()
+
     def withdraw(self, name: str, batch: BatchView) -> None:
         """Note that `batch` does not count, in the store and then in the database.
 
@@ -157,7 +161,7 @@ class Stores:
         """
         at = time.time()
         with self.held(name), self._withdrawing:
-            Journal(self.path(name), batch.layer).withdraw(batch.key, at)
+            Journal(self.path(name), batch.layer).withdraw({batch.key: at})
             Keys(self._database, name).withdraw(batch.layer, {batch.key: at})
 
     @contextmanager
@@ -190,10 +194,10 @@ class Stores:
     def delete_layer(self, name: str, layer: str, check: Callable[[], None]) -> None:
         """Delete a layer and its idempotency keys. `check` may refuse it, when nothing arrives any more.
 
-        Raises `NotFoundError`, `ConflictError`, and what `check` raises.
+        Raises `UsageError` for what cannot be a layer, `NotFoundError`, `ConflictError`, and what `check` raises.
         """
         self.path(name)
-        removal = Removal(layer)
+        removal = Removal(check_recorded_name(layer))
         with self._alone(name):
             check()
             with self._lock:
@@ -249,6 +253,7 @@ def _logged(store: str, layer: str | None = None) -> Iterator[None]:
 def check_activations(activations: Activations) -> None:
     """Raise `UsageError` for a name that cannot be a layer's, and for values that cannot be samples."""
     layer, samples = activations.layer, activations.samples
+    check_recorded_name(layer)
     layer_path(Path(), layer)  # under which its results are stored
     if len(layer) > LONGEST_LAYER:
         raise UsageError(f"the layer's name has {len(layer):,} characters; expected at most {LONGEST_LAYER}")

@@ -12,13 +12,14 @@ import hmac
 import secrets
 import stat
 import threading
-import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from ..errors import UsageError
 from ..storage.files import replace_secret, write_secret
+from .clock import Clock
 from .database import Database
 from .errors import ConflictError, ForbiddenError, FullError, NotFoundError
 
@@ -27,6 +28,9 @@ TOKEN_BYTES = 32
 FIRST = "admin"
 """The name of the token in the file."""
 MOST_TOKENS = 1000
+INFINITE = float("inf")
+MOST_OVERLAP = 7 * 86400.0
+"""Seconds for which an older secret may stay valid."""
 Role = Literal["read", "submit", "admin"]
 ROLES: tuple[Role, ...] = get_args(Role)
 """Each may do what those before it may. read: see everything; submit: also make things, and change its own; admin: also
@@ -61,7 +65,10 @@ class Caller:
 
 @dataclass(frozen=True)
 class Token:
-    """A token: the SHA-256 of its secret, its name and role, who made it and when, and when it ends, if it does."""
+    """A token: the SHA-256 of its secret, its name and role, who made it and when, and when it ends, if it does.
+
+    `ends` is the same by the clock that is never set.
+    """
 
     digest: bytes
     name: str
@@ -69,6 +76,7 @@ class Token:
     made: float
     maker: str
     until: float | None = None
+    ends: float = INFINITE
 
 
 class TokenFile:
@@ -114,14 +122,23 @@ class TokenFile:
 class Tokens:
     """The tokens in `database`, and the first one, in `file`."""
 
-    def __init__(self, database: Database, file: TokenFile) -> None:
+    def __init__(self, database: Database, file: TokenFile, clock: Clock | None = None) -> None:
         self._database, self._file, self._first = database, file, file.token()
-        self._tokens = self._read()
+        self._clock = clock or Clock()
+        self._tokens = self._read(())
         self._lock = threading.Lock()
 
-    def _read(self) -> list[Token]:
+    def _read(self, known: Sequence[Token]) -> list[Token]:
+        """The tokens, with the ends that are `known` of them."""
+        ends = {(each.digest, each.until): each.ends for each in known}
         rows = self._database.query("SELECT digest, name, role, made, maker, until FROM tokens ORDER BY name, made")
-        return [self._first, *(Token(*row) for row in rows)]
+        found = [self._first, *(Token(*row) for row in rows)]
+        return [replace(each, ends=ends.get((each.digest, each.until), self._end(each.until))) for each in found]
+
+    def _end(self, until: float | None) -> float:
+        """`until` by the clock that is never set: the wall clock counts only from one process to the next."""
+        left = INFINITE if until is None else min(until - self._clock.now(), MOST_OVERLAP)
+        return self._clock.monotonic() + left
 
     def caller(self, authorization: str | None) -> Caller | None:
         """Whose token the header `Authorization` carries, compared in constant time; None if it is nobody's."""
@@ -134,7 +151,8 @@ class Tokens:
 
     def listed(self) -> list[Token]:
         """The tokens that have not ended; one that was rotated is listed twice while its old secret is valid, too."""
-        return [each for each in self._tokens if each.until is None or each.until >= time.time()]
+        now = self._clock.monotonic()
+        return [each for each in self._tokens if now < each.ends]
 
     def new(self, name: str, role: Role, maker: str) -> str:
         """Make a token, and return its secret, which nobody can find out later. Raises `ConflictError`, `FullError`."""
@@ -153,7 +171,7 @@ class Tokens:
         Raises `NotFoundError`.
         """
         with self._lock:
-            old, ends = self.get(name), time.time() + overlap
+            old, ends = self.get(name), self._clock.now() + overlap
             end = ("UPDATE tokens SET until = min(coalesce(until, ?), ?) WHERE name = ?", (ends, ends, name))
             if name == FIRST:
                 return self._rotate_first(end, ends)
@@ -185,18 +203,18 @@ class Tokens:
             raise NotFoundError(f"there is no token {name}; the list of tokens has their names")
         return found
 
-    @staticmethod
-    def _insertion(secret: str, name: str, role: Role, maker: str) -> Statement:
+    def _insertion(self, secret: str, name: str, role: Role, maker: str) -> Statement:
         statement = "INSERT INTO tokens (digest, name, role, made, maker) VALUES (?, ?, ?, ?, ?)"
-        return statement, (_digest(secret), name, role, time.time(), maker)
+        return statement, (_digest(secret), name, role, self._clock.now(), maker)
 
     def _write(self, *statements: Statement) -> None:
         """Change the table, without tokens that have ended, and what is known of it."""
         with self._database.writing() as connection:
-            connection.execute("DELETE FROM tokens WHERE until < ?", (time.time(),))
+            ended = {each.digest for each in self._tokens}.difference(each.digest for each in self.listed())
+            connection.executemany("DELETE FROM tokens WHERE digest = ?", [(each,) for each in ended])
             for statement, values in statements:
                 connection.execute(statement, values)
-        self._tokens = self._read()
+        self._tokens = self._read(self._tokens)
 
 
 def _secret() -> str:

@@ -14,7 +14,7 @@ LONGEST_NAME = 255
 V3_METADATA = "zarr.json"
 V2_METADATA = (".zgroup", ".zarray", ".zattrs", ".zmetadata")
 METADATA_NAMES = frozenset((V3_METADATA, *V2_METADATA))
-"""The names of zarr's own files: no part of a layer's name can be one of them."""
+"""The names of zarr's own files: no part of the name of a recorded layer can be one of them."""
 
 
 def check_layer_name(layer: str) -> str:
@@ -28,6 +28,25 @@ def check_layer_name(layer: str) -> str:
         raise UsageError(
             f"layer name {layer!r} is not usable: expected parts joined by single '/', none of them empty, '.' or "
             "'..', each of printable characters; rename the layer"
+        )
+    return layer
+
+
+def check_recorded_name(layer: str) -> str:
+    """Return `layer` if it can name a layer that is recorded; raise `UsageError` otherwise.
+
+    Beside the layers of a store lie files and folders whose names begin with `.`: its parts, claims and journals. No
+    part of a layer's name does.
+    """
+    parts = check_layer_name(layer).split("/")
+    if "\\" in layer:
+        raise UsageError(f"layer name {layer!r} is not usable: zarr reads \\ as /; rename the layer")
+    if METADATA_NAMES.intersection(parts):
+        raise UsageError(f"layer name {layer!r} is not usable: zarr uses it for its own files; rename the layer")
+    if any(part.startswith(".") for part in parts):
+        raise UsageError(
+            f"layer name {layer!r} is not usable: names that begin with '.' are reserved for what a store holds "
+            "besides its layers; rename the layer"
         )
     return layer
 
@@ -94,7 +113,7 @@ def layer_names(labels: Sequence[str]) -> list[str]:
 
 
 def safe_name(label: str) -> str:
-    """`label` without a leading `/`, and with `_` in place of what `check_layer_name` refuses or zarr cannot store."""
+    """`label` without a leading `/`, and with `_` in place of what `check_recorded_name` refuses."""
     printable = "".join(char if char.isprintable() and char != "\\" else "_" for char in label)
     return "/".join(_safe_part(part) for part in (printable.lstrip("/") or "_").split("/"))
 
@@ -102,6 +121,8 @@ def safe_name(label: str) -> str:
 def _safe_part(part: str) -> str:
     if part in ("", ".", ".."):
         return "_" * max(1, len(part))
+    if part.startswith("."):
+        return f"_{part[1:]}"
     return part.replace(".", "_") if part in METADATA_NAMES else part
 
 

@@ -158,7 +158,7 @@ def test_a_part_has_a_name_that_every_store_can_have(tmp_path: Path, part: str) 
 
 
 def test_a_layer_cannot_lie_where_parts_do(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds the parts of a store"):
+    with pytest.raises(UsageError, match="reserved for what a store holds besides its layers"):
         record(tmp_path / "s", rows(2), layer=".parts/rank3/fc")
 
 

@@ -20,13 +20,13 @@ from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.errors import ZarrUserWarning
 from zarr.registry import register_pipeline
 
-from streamstats.calibration import recorder
 from streamstats.calibration.reading.reader import open_reader
 from streamstats.calibration.recorder import Recorder, stored_layer
 from streamstats.calibration.selection import select_layers
 from streamstats.errors import DataError, MismatchError, OutputError, UsageError
 from streamstats.jobs.meter import Meter
 from streamstats.quantization import Quantization
+from streamstats.storage.names import METADATA_NAMES, check_recorded_name, safe_name
 
 SHAPE = (3, 4)
 ROW_BYTES = 48
@@ -491,6 +491,14 @@ def test_a_name_that_zarr_uses_for_its_files_is_refused(tmp_path: Path, name: st
     assert list(files(tmp_path)) == [Path("zarr.json")]
 
 
+@pytest.mark.parametrize("name", [".parts/a/b", ".recorder.lock", ".keys", ".keys/a", "a/.b", "..."])
+def test_a_name_of_what_a_store_holds_besides_its_layers_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=r"names that begin with '\.' are reserved"):
+        record(tmp_path, rows(3), name=name)
+    assert list(files(tmp_path)) == [Path("zarr.json")]
+    assert check_recorded_name(safe_name(name)) != name
+
+
 def test_a_layer_is_not_below_a_layer_nor_a_group_of_them(tmp_path: Path) -> None:
     record(tmp_path, rows(3), name="a/b")
     with pytest.raises(UsageError, match="a/b is a layer, so a/b/c/d cannot be"):
@@ -598,4 +606,4 @@ def test_the_names_that_zarr_uses_are_those_that_it_writes(tmp_path: Path) -> No
             warnings.simplefilter("ignore", ZarrUserWarning)  # consolidated metadata is no part of version 3
             zarr.consolidate_metadata(str(store), zarr_format=zarr_format)  # type: ignore[arg-type]
         found |= {path.name for path in files(store) if not path.name[0].isdigit()}
-    assert found == recorder.METADATA_NAMES
+    assert found == METADATA_NAMES

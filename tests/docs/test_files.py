@@ -196,7 +196,7 @@ def test_a_recorder_says_how_its_arrays_are_stored_and_what_is_committed(folder:
 def test_a_journal_has_a_line_for_each_request_and_says_which_were_withdrawn(tmp_path: Path) -> None:
     journal = Journal(tmp_path, "block 1/conv")
     journal.note([Noted("a", "digest", 0, 8, "ann"), Noted("b", "digest", 8, 9)])
-    journal.withdraw("b", 12.5)
+    journal.withdraw({"b": 12.5})
     name = hashlib.sha256(b"block 1/conv").hexdigest()
     lines = (tmp_path / ".keys" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line) for line in lines] == [

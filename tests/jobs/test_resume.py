@@ -187,9 +187,9 @@ def test_what_was_counted_of_a_layer_that_a_job_leaves_out_for_a_while_is_kept(t
 # Appended
 
 
-def record(store: Path, values: Array, **options: Any) -> None:
+def record(store: Path, values: Array, layer: str = "conv", **options: Any) -> None:
     with Recorder(store, **options) as recorder:
-        recorder.append("conv", values)
+        recorder.append(layer, values)
 
 
 @pytest.mark.parametrize("old", [8, 10, 11, 16])
@@ -336,6 +336,29 @@ def test_forgotten_rows_stay_forgotten_when_everything_is_counted_again(tmp_path
     forget(config(store), (3, 5))
     before = run(config(store)).statistics["conv"]
     assert run(config(store), restart=True).statistics["conv"] == before
+
+
+def test_forgetting_rows_of_a_layer_leaves_what_is_saved_of_others(tmp_path: Path) -> None:
+    layers = ("grows", "saved", "shrinks")
+    for name in layers:
+        record(tmp_path / "s.zarr", samples(6, 3), name)
+    job = config(tmp_path / "s.zarr", tmp_path / "out")
+    run(job)
+    before = results(tmp_path / "out")
+    for name in ("grows", "saved"):
+        record(tmp_path / "s.zarr", samples(4, 3), name)
+    later = replace(job, output=str(tmp_path / "later"))
+    shutil.copytree(tmp_path / "out", tmp_path / "later")
+    run(later)
+    state = Path("state", "saved.safetensors")  # as an interrupted run leaves it
+    shutil.copy(tmp_path / "later" / state, tmp_path / "out" / state)
+    forget(job, (2, 4), layers="shrinks")
+    found = open_results(tmp_path / "out")
+    assert {name: found.statistics(name).rows for name in layers} == {"grows": 6, "saved": 10, "shrinks": 4}
+    after = results(tmp_path / "out")
+    for name in ("state/grows.safetensors", "correctors/grows.safetensors"):
+        assert after[name] == before[name]
+    assert all(found.corrector_path(name) is not None for name in layers)  # of which it checks the content
 
 
 def test_what_was_forgotten_comes_back_from_another_output_a_copy_or_appended_rows(tmp_path: Path) -> None:

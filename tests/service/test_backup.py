@@ -19,7 +19,7 @@ from streamstats.service.lanes import Activations
 from streamstats.service.metrics import Metrics
 from streamstats.service.stores import Stores
 
-LAYERS = (".hidden", "a/b")
+LAYERS = ("c", "a/b")
 
 
 def opened(folder: Path) -> Stores:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 from powerless import Disk
+from stores import build_store
 
 import streamstats as ss
+from streamstats.errors import UsageError
 from streamstats.outputs.manifest import MANIFEST
 from streamstats.service import published
 from streamstats.service.database import Database
@@ -243,6 +246,33 @@ def test_rows_that_no_key_stands_for_are_taken_back_and_sent_again(sent: Path) -
     with opened(sent) as stores:
         assert stores.view("s").rows == ROWS["one"] + ROWS["two"]
     check_resent(sent, {"one", "two"})
+
+
+@pytest.mark.parametrize("lost", range(4))
+def test_a_journal_that_lacks_lines_gets_them_from_the_database(sent: Path, lost: int) -> None:
+    with opened(sent) as stores:
+        stores.withdraw("s", stores.batches.get("s", LAYER, "two"))
+    folder = sent / "stores/s/.keys"
+    (journal,) = folder.glob("*.jsonl")
+    (withdrawn,) = folder.glob("*.withdrawn.json")
+    before = journal.read_text(), withdrawn.read_text()
+    journal.write_text("".join(line for at, line in enumerate(before[0].splitlines(keepends=True)) if at != lost))
+    withdrawn.unlink()
+    with opened(sent) as stores:
+        assert (journal.read_text(), withdrawn.read_text()) == before
+        assert len(stores.batches.listed("s", LAYER, start=0, limit=9)) == len(ROWS)
+
+
+def test_a_name_of_the_files_of_a_store_is_no_layer(sent: Path) -> None:
+    with opened(sent) as stores:
+        for name in (".keys", ".recorder.lock", f".keys/{hashlib.sha256(b'b').hexdigest()}.jsonl"):
+            with pytest.raises(UsageError, match=r"names that begin with '\.' are reserved"):
+                stores.append("s", Activations(name, "one", "one", block("one")))
+            with pytest.raises(UsageError, match="is not usable"):
+                stores.delete_layer("s", name, lambda: None)
+        build_store(sent / "stores/s", {".old": block("one")})  # which an older version took
+        assert stores.view("s").layers == {LAYER: sum(ROWS.values())}
+    check_resent(sent, set(ROWS))
 
 
 def test_a_line_that_was_cut_off_is_no_key(sent: Path) -> None:

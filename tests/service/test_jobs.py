@@ -22,7 +22,13 @@ from streamstats.config import JobConfig
 from streamstats.jobs.run import run
 from streamstats.outputs.results import open_results
 from streamstats.service.client import RefusedError
+from streamstats.service.database import Database
+from streamstats.service.errors import FullError
+from streamstats.service.faults import Faults
+from streamstats.service.job_table import JobTable
+from streamstats.service.jobs import Jobs
 from streamstats.service.messages import JobView
+from streamstats.service.metrics import Metrics
 
 REQUEST = {"kind": "run", "source": STORE}
 
@@ -272,6 +278,40 @@ def test_no_more_jobs_wait_than_the_limit_says(tmp_path: Path) -> None:
         assert "the queue is full (1 job)" in full.json()["detail"]
         assert full.headers["retry-after"]
         assert http.post("/api/v1/jobs", json={**REQUEST, "follow": {}}).status_code == 409
+
+
+def test_no_more_jobs_that_come_at_the_same_moment_wait_than_the_limit_says(tmp_path: Path) -> None:
+    database = Database(tmp_path / "db")
+    jobs = Jobs(
+        JobTable(database),
+        tmp_path / "jobs",
+        lambda _folder, request, _forgets: (dict(request), None),
+        Metrics(database),
+        Faults(),
+        hindrance=lambda: "not yet",
+        waiting=3,
+    )
+    (tmp_path / "jobs").mkdir()
+    jobs.start()
+    together = threading.Barrier(8)
+    said: list[str] = []
+
+    def meet(_folder: Path) -> None:
+        together.wait(60)
+
+    def submit() -> None:
+        try:
+            jobs.submit({**REQUEST, "submitter": "a", "priority": 0}, prepare=meet)
+        except FullError as error:
+            said.append(str(error))
+
+    threads = [threading.Thread(target=submit) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    jobs.stop()
+    assert said == ["the queue is full (3 jobs); submit the job again later"] * 5
 
 
 # Files

@@ -16,3 +16,16 @@ def test_a_place_is_given_back_in_whatever_way_the_block_ends() -> None:
     with pytest.raises(ZeroDivisionError), places.taken():
         raise ZeroDivisionError
     places.check("no place")
+
+
+def test_no_token_takes_all_places() -> None:
+    places = Places(3)
+    with places.taken("ann"), places.taken("ann"):
+        with pytest.raises(FullError, match="her share"):
+            places.check_share("ann", "her share")
+        places.check_share("ben", "his share")
+        with places.taken("ben"), pytest.raises(FullError, match="all"):
+            places.check("all")
+        places.check("all")
+    places.check_share("ann", "her share")
+    assert places.in_use == 0

@@ -18,10 +18,12 @@ from served import STORE, Served, served, wait_until
 
 import streamstats as ss
 from streamstats.service.client import RefusedError
-from streamstats.service.errors import ConflictError
+from streamstats.service.clock import Clock
+from streamstats.service.errors import ConflictError, GoneError
 from streamstats.service.job_table import Submitted
 from streamstats.service.lanes import Activations
 from streamstats.service.messages import RunRequest
+from streamstats.service.published import RETAINED_SECONDS, Published, current, numbers
 from streamstats.service.retaining import Keep, Thing
 from streamstats.service.service import Service
 from streamstats.service.settings import RetentionConfig, ServiceConfig
@@ -160,17 +162,35 @@ def test_replaced_sets_go_and_the_current_one_stays(service: Served, client: ss.
     folder = service.data / "jobs" / job / "results"
     assert sorted(each.name for each in folder.iterdir()) == ["1", "2"]
     assert client.prune({"sets": {"number": 0}}) == []  # a client may be fetching it
-    os.utime(folder / "1", (0, time.time() - 3600))
-    assert client.prune({"sets": {"number": 0}}) == []  # it was replaced just now
     changed(service, "UPDATE jobs SET ended = ended - 3000 WHERE id = ?", job)
-    assert names(client.prune({"sets": {"age": "2h"}}), "sets") == []
-    pruned = client.prune({"sets": {"number": 0}})
-    assert names(pruned, "sets") == [f"{job}/1"]
-    assert {each.why for each in pruned} == {"number"}
-    assert sorted(each.name for each in folder.iterdir()) == ["2"]
-    assert client.layers(job)["results"] == 2
-    with service.http() as http:
-        assert http.get(f"/api/v1/jobs/{job}/layers?results=1").status_code == 410
+    os.utime(folder / "1", (0, time.time() - 3600))
+    assert client.prune({"sets": {"number": 0}}) == []  # whatever the wall clock says
+
+
+def test_sets_that_were_replaced_go_after_a_while(tmp_path: Path) -> None:
+    past = 0.0
+    clock = Clock(monotonic=lambda: past)
+    service = Service(ServiceConfig.model_validate({"data": str(tmp_path / "data")}), clock)
+    request = {"kind": "run", "source": STORE, "submitter": "ann", "priority": 0}
+    service.table.add("job", Submitted(request, None))
+    service.table.update("job", "done", state="done", ended=time.time() - 3000, results=2)
+    folder = service.jobs.folder("job")
+    for _ in range(2):
+        Published(folder, clock, Keep()).publish({"x": service.token_file.path})
+
+    def pruned(**sets: Any) -> list[str]:
+        found = [*service.retention.prune("a", RetentionConfig.model_validate({"sets": sets}))]
+        assert {each.why for each in found} <= {*sets}
+        return names(found, "sets")
+
+    assert pruned(number=0) == []
+    past = RETAINED_SECONDS + 1
+    assert pruned(age="2h") == []
+    assert pruned(number=0) == ["job/1"]
+    assert (numbers(folder), current(folder)) == ([2], 2)
+    with pytest.raises(GoneError):
+        service.results("job", 1)
+    service.stop()
 
 
 def test_the_service_removes_by_itself_what_its_configuration_does_not_keep(tmp_path: Path) -> None:

@@ -15,10 +15,12 @@ from served import STORE, Served, npy, served, wait_until
 import streamstats as ss
 from streamstats.service.audit import Refusals
 from streamstats.service.client import RefusedError
+from streamstats.service.clock import Clock
+from streamstats.service.database import Database
 from streamstats.service.errors import ForbiddenError
 from streamstats.service.messages import RunRequest
 from streamstats.service.service import submitter
-from streamstats.service.tokens import Caller, Role
+from streamstats.service.tokens import Caller, Role, TokenFile, Tokens
 
 REQUEST = {"kind": "run", "source": STORE}
 ROLES = ("read", "submit", "admin")
@@ -225,6 +227,27 @@ def test_the_first_token_is_rotated_in_its_file(tmp_path: Path) -> None:
             client.jobs()
         with service.client() as client:
             assert [each.name for each in client.tokens()] == ["admin", "ann"]
+
+
+def test_an_old_secret_ends_in_time_whatever_the_wall_clock_says(tmp_path: Path) -> None:
+    now, past = 1e9, 0.0
+    clock = Clock(lambda: now, lambda: past)
+    database, file = Database(tmp_path / "db"), TokenFile(tmp_path / "token")
+    tokens = Tokens(database, file, clock)
+    old = tokens.new("ann", "read", "admin")
+    tokens.rotate("ann", "admin", overlap=60)
+
+    def is_valid(tokens: Tokens) -> bool:
+        return tokens.caller(f"Bearer {old}") is not None
+
+    now, past = 1e9 - 86400, 59.0
+    tokens.new("ben", "read", "admin")  # which reads the table again
+    assert is_valid(tokens)
+    assert is_valid(Tokens(database, file, clock))
+    past = 60.0
+    assert not is_valid(tokens)
+    tokens.new("cat", "read", "admin")  # which removes it
+    assert not is_valid(Tokens(database, file, clock))
 
 
 def test_the_database_has_hashes_alone(service: Served, people: dict[str, ss.Client]) -> None:

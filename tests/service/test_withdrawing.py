@@ -196,3 +196,103 @@ def test_a_layer_that_a_job_reads_is_not_deleted(client: ss.Client) -> None:
     assert client.store("read").layers == {}
     send(client, "read")
     assert client.store("read").layers == {"a/[l]": 32}
+
+
+def test_a_job_forgets_what_was_withdrawn_and_keeps_all_else_that_it_counted(client: ss.Client, tmp_path: Path) -> None:
+    send(client, "apart", "a")
+    send(client, "apart", "b")
+    named = {"layers": [{"match": "a", "statistics": ["squares"]}, {"match": "b"}]}
+    jobs = [client.wait(client.submit({"kind": "run", "source": "store:apart", **more})).id for more in ({}, named)]
+    for job in jobs:
+        client.fetch(job, tmp_path / job)
+    client.delete_layer("apart", "b")
+    client.ingest("apart", "b", BATCHES["a"], key="a")
+    client.ingest("apart", "c", BATCHES["a"], key="a")
+    client.withdraw("apart", "a", "b")
+    for job in jobs:
+        client.forget(job)
+        after = client.wait(job)
+        assert (after.message, after.results) == ("done; 8 rows forgotten", 2)
+        client.fetch(job, tmp_path / f"{job}-after")
+        assert counted(client, job, "a") == exact(WITHOUT_B)
+        assert counted(client, job, "b") == exact(BATCHES)
+        before, now = (files_in(tmp_path / name) for name in (job, f"{job}-after"))
+        assert before.keys() == now.keys()
+        changed = [name for name in before if before[name] != now[name]]
+        assert sorted(changed) == ["correctors/a.safetensors", "manifest.json", "state/a.safetensors"]
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def following(client: ss.Client, store: str, **more: Any) -> str:
+    """A job that follows the store and has counted all that was sent to it."""
+    send(client, store)
+    job = client.submit({"kind": "run", "source": f"store:{store}", "follow": more})
+    wait_until(lambda: client.job(job.id).rows == 32 and client.job(job.id).results is not None)
+    return job.id
+
+
+def test_a_job_that_is_cancelled_after_a_withdrawal_forgets_it_first(client: ss.Client) -> None:
+    job = following(client, "cancels")
+    assert client.withdraw("cancels", "a/[l]", "b").jobs == []
+    client.cancel(job)
+    after = client.wait(job)
+    assert (after.state, after.message) == (
+        "cancelled",
+        "cancelled; its results so far are retained; 8 rows forgotten",
+    )
+    assert counted(client, job) == exact(WITHOUT_B)
+    assert client.withdraw("cancels", "a/[l]", "d").jobs == [job]
+
+
+def test_a_job_ends_while_batches_are_withdrawn_all_the_time(client: ss.Client) -> None:
+    job = following(client, "steadily", idle=2)
+
+    def has_ended() -> bool:
+        client.withdraw("steadily", "a/[l]", "b")  # again, which is as another one for the job
+        return client.job(job).state == "done"
+
+    wait_until(has_ended)
+    assert client.job(job).message == "done; 8 rows forgotten"
+    assert counted(client, job) == exact(WITHOUT_B)
+
+
+def test_a_job_of_which_all_was_withdrawn_says_so(client: ss.Client) -> None:
+    client.ingest("emptied", "l", BATCHES["a"], key="a")
+    client.withdraw("emptied", "l", "a")
+    job = client.wait(client.submit({"kind": "run", "source": "store:emptied"}))
+    assert job.message == "done; 1 layer; no rows of l: all their batches were withdrawn, or none has arrived"
+
+
+def test_a_job_that_counted_an_earlier_layer_of_the_name_neither_forgets_nor_is_named(client: ss.Client) -> None:
+    for layer in ("a/[l]", "other"):
+        send(client, "relayered", layer)
+    earlier = client.wait(client.submit({"kind": "run", "source": "store:relayered"}))
+    client.delete_layer("relayered", "a/[l]")
+    send(client, "relayered")
+    later = client.wait(client.submit({"kind": "run", "source": "store:relayered"}))
+    assert client.withdraw("relayered", "a/[l]", "b").jobs == [later.id]
+    assert client.withdraw("relayered", "other", "b").jobs == [earlier.id, later.id]
+    for job in (earlier, later):
+        client.forget(job)
+    assert client.wait(earlier).message == "done; 8 rows forgotten"
+    assert client.wait(later).message == "done; 16 rows forgotten"
+    assert counted(client, earlier.id) == exact(BATCHES)
+    assert counted(client, later.id) == counted(client, earlier.id, "other") == exact(WITHOUT_B)
+
+
+def test_a_job_that_cannot_forget_says_what_its_client_can_do(service: Served, client: ss.Client) -> None:
+    send(client, "altered")
+    job = client.wait(client.submit({"kind": "run", "source": "store:altered"}))
+    client.withdraw("altered", "a/[l]", "b")
+    for chunk in (service.data / "stores/altered/a/[l]/c").rglob("*"):
+        if chunk.is_file():
+            chunk.write_bytes(chunk.read_bytes()[::-1])
+    client.forget(job)
+    after = client.wait(job)
+    assert (after.state, after.results) == ("done", 1)
+    assert after.message.startswith("nothing was forgotten: ")
+    assert "; submit the job again" in after.message
+    assert "--" not in after.message
