@@ -30,6 +30,7 @@ from .addresses import ONLY, Address
 from .attributes import Attributes
 from .encoding.chunks import ChunkKeys, Encoding
 from .readers import Readers
+from .recorded_model import short_fingerprint
 from .sources.choose import source_of
 from .sources.source import Source
 
@@ -242,7 +243,6 @@ class Layer:
                 if name in theirs.names
             },
             "mask": (_mask_of(self), _mask_of(earlier)),
-            "model that was recorded": (self.model or earlier.model, earlier.model or self.model),
         }
         for name, (found, expected) in differences.items():
             if found != expected and name == "sample shape":
@@ -251,6 +251,11 @@ class Layer:
                 ways = f"{_mask_remedy(self, earlier)}{remedy}" if name == "mask" else remedy
                 here, there = contrasted(found, expected)
                 raise MismatchError(f"layer {self.name}: the {name} is {here}; {place} {there}; {ways}")
+        if self.model and earlier.model and self.model != earlier.model:
+            here, there = map(short_fingerprint, (self.model, earlier.model))
+            raise MismatchError(
+                f"layer {self.name}: the fingerprint of the recorded model is {here}; {place} {there}; {remedy}"
+            )
 
 
 def arrays_of(layers: Iterable[Layer]) -> dict[str, list[Layer]]:
@@ -290,7 +295,6 @@ def described(
     readers: Readers,
     tensor: str = "",
     rows_are: str = "",
-    model: str = "",
 ) -> Layer:
     """The layer `name` of `store` that `samples`, whose axis 0 is that of the samples, could begin; it has no rows.
 
@@ -299,7 +303,7 @@ def described(
     """
     check_layer_name(name)
     check_values(name, samples.dtype, samples.shape, "convert or reshape the samples")
-    whole = Layer(store, name, samples.shape, samples.dtype, (), (), 0, tensor=tensor, rows_are=rows_are, model=model)
+    whole = Layer(store, name, samples.shape, samples.dtype, (), (), 0, tensor=tensor, rows_are=rows_are)
     found = whole.with_channel_axis(channel_axis).with_quantization(quantization).with_readers(readers)
     return replace(found, shape=(0, *found.sample_shape))
 

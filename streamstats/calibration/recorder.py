@@ -12,7 +12,7 @@ import os
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +35,7 @@ from .identity import file_key, file_range
 from .layer import Layer, described
 from .masking import given_mask, with_mask
 from .readers import readers_of
+from .recorded_model import check_model_fingerprint
 from .sources.choose import source_of
 from .sources.source import Source
 from .sources.writing import IsOwn, Target, target_of
@@ -54,6 +55,9 @@ class Recorder:
     Chunks hold whole samples, about `chunk_bytes` of them, compressed and with a checksum. At most one chunk per layer
     waits in memory. Use it as a context manager, or call `close`. Raises `OutputError` if it cannot write to `store`.
 
+    `model_fingerprint` identifies the weights of the model that is recorded, as a kind, a colon and a SHA-256 (hex);
+    it is empty if the model is unknown. Samples of a model are not appended to those of another one.
+
     With `buffered=False` nothing waits in memory: when `append` returns, its rows are on disk and committed, all at
     once: even if the process is killed or the power fails, the store and its readers have all of them or none.
 
@@ -69,9 +73,11 @@ class Recorder:
         store: str | Path,
         *,
         part: str = "",
+        model_fingerprint: str = "",
         chunk_bytes: int = DEFAULT_CHUNK_BYTES,
         buffered: bool = True,
     ) -> None:
+        self._model = check_model_fingerprint(model_fingerprint)
         self._target = recorded_at(store, part)
         self._store, self._source, self._part = self._target.location, source_of(self._target.location), part
         self._chunk_bytes, self._buffered = chunk_bytes, buffered
@@ -108,7 +114,6 @@ class Recorder:
         tensor: str = "",
         mask: npt.ArrayLike | None = None,
         rows_are: str = "",
-        model: str = "",
     ) -> None:
         """Append `samples` (samples on axis 0) to `layer`, which the first call creates.
 
@@ -118,18 +123,17 @@ class Recorder:
         be any. An empty `layers` describes a tensor that no layer reads. `tensor` is the model's name for the samples.
         `mask` says which positions count: booleans, or 1 and 0, in the shape of `samples` without the channel axis, or
         with 1 in place of an extent after the first. Either every call gives a mask, or none does. If rows are no
-        samples, `rows_are` says what they are, such as "positions". `model` identifies the weights of the model that
-        is recorded, empty if unknown.
+        samples, `rows_are` says what they are, such as "positions".
 
-        Raises `MismatchError` if shape, dtype, channel axis, quantisation, layers, a known kernel or model or the shape
-        of the mask differ from those of the layer, `UsageError` for a name, values or a mask that a layer cannot have,
-        and for a layer that reads another array, `OutputError` if writing fails. A call that raises has appended
-        nothing.
+        Raises `MismatchError` if shape, dtype, channel axis, quantisation, layers, a known kernel, the shape of the
+        mask or the known fingerprint of the model differ from those of the layer, `UsageError` for a name, values or a
+        mask that a layer cannot have, and for a layer that reads another array, `OutputError` if writing fails. A call
+        that raises has appended nothing.
         """
         samples = array_of(samples)
         readers = readers_of(layer, kernel, layers)
         appended = described(
-            self._source.location, layer, samples, channel_axis, quantization, readers, tensor, rows_are, model
+            self._source.location, layer, samples, channel_axis, quantization, readers, tensor, rows_are
         )
         appended, given = given_mask(appended, samples.shape, mask)
         self._opened(appended).append([samples] if given is None else [samples, given], self._buffered)
@@ -162,7 +166,7 @@ class Recorder:
         self._open[layer] = opened
 
     def _opened(self, appended: Layer) -> _OpenLayer:
-        name = appended.name
+        name, appended = appended.name, replace(appended, model=self._model)
         self._check_process()
         if self._closed:
             raise UsageError(

@@ -18,6 +18,7 @@ from .stale import say_if_stale
 from .tables import number, print_json, print_table, say
 
 if TYPE_CHECKING:
+    from ..models.advice import Advice
     from ..models.judgement import Judgement
     from ..models.linear import LayerCorrection
     from ..models.onnx.correct import Correction, How
@@ -263,7 +264,7 @@ def _print_correction(correction: Correction) -> None:
     say(f"corrected {sum(quantized):,} of {counted(len(quantized), 'quantised layer')}{more}")
     _say_uncorrected(correction.layers)
     if judged is not None:
-        _say_judgement(judged)
+        _say_judgement(judged, correction.advice)
 
 
 def _say_uncorrected(layers: Sequence[LayerCorrection]) -> None:
@@ -283,7 +284,7 @@ def _correction_row(one: LayerCorrection, judged: Judgement | None, models: Sequ
     return [*done, number(one.largest), *ratios]
 
 
-def _say_judgement(judged: Judgement) -> None:
+def _say_judgement(judged: Judgement, advice: Advice) -> None:
     gains = judged.gains
     for model, quality in judged.outputs.items():
         effect = judged.effects.get(model)
@@ -295,18 +296,19 @@ def _say_judgement(judged: Judgement) -> None:
         for output, each in judged.gains_by_output(model).items() if gain else ():
             say(f"{model}: output {output}: {each}")
     if judged.accuracy:
-        say(f"float: accuracy {_accuracy(judged, 'float')} on {judged.samples:,} samples; intervals are those of 95 %")
+        on = f"{judged.samples:,} samples, with 95 % confidence intervals"
+        say(f"float: accuracy {_accuracy(judged, 'float')} on {on}")
     for model, found in judged.accuracy_gains.items():
-        say(f"{model}: accuracy {found}: {found.words}")
+        say(f"{model}: accuracy {found.points} over the quantised model, which {found.verdict}: {found.counts}")
     if judged.caveat:
-        say(f"note: {judged.caveat}")
+        say(f"note: {judged.caveat}: {advice.caveat}")
     for layer, reason in judged.unjudged.items():
         say(f"layer {layer} is not judged by its own outputs: {reason}")
     if judged.harmful:
         layers = ", ".join(judged.harmful)
         say(
             f"without their correction, the outputs of these layers themselves would be closer to the float model's: "
-            f"{layers}; --do-no-harm tests what leaving each out does to the network"
+            f"{layers}; {advice.harm} tests what leaving each out does to the network"
         )
 
 

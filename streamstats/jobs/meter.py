@@ -16,6 +16,7 @@ import numpy.typing as npt
 from ..calibration.layer import Layer, described
 from ..calibration.masking import given_mask, positions_of
 from ..calibration.readers import readers_of
+from ..calibration.recorded_model import check_model_fingerprint
 from ..calibration.tensors import array_of
 from ..coverage import Coverage
 from ..errors import NonFiniteError, UsageError, counted
@@ -37,7 +38,8 @@ class Meter:
 
     `name` identifies the samples in outputs. Rows of the same name and number are the same rows, so that merging never
     counts a row twice: give different samples different names. With `nonfinite="skip"`, NaN and infinities are only
-    counted. Raises `UsageError` for an unknown statistic, and for another value of `nonfinite`.
+    counted. `model_fingerprint` is that of `Recorder`. Raises `UsageError` for an unknown statistic, another value of
+    `nonfinite`, and what is no fingerprint.
 
     >>> meter = ss.Meter(["squares"])
     >>> meter.append("fc", np.array([[1.0, 2.0], [3.0, 4.0]]))
@@ -45,10 +47,18 @@ class Meter:
     ([2.0, 3.0], [1.0, 1.0])
     """
 
-    def __init__(self, statistics: Collection[str] = (), *, name: str = "meter", nonfinite: str = "error") -> None:
+    def __init__(
+        self,
+        statistics: Collection[str] = (),
+        *,
+        name: str = "meter",
+        nonfinite: str = "error",
+        model_fingerprint: str = "",
+    ) -> None:
         if nonfinite not in ("error", "skip"):
             raise UsageError(f"nonfinite is {nonfinite!r}; expected error or skip")
         self._kinds, self._name, self._skips = kinds_of(statistics), name, nonfinite == "skip"
+        self._model = check_model_fingerprint(model_fingerprint)
         self._layers: dict[str, _Metered] = {}
 
     def __repr__(self) -> str:
@@ -67,27 +77,26 @@ class Meter:
         tensor: str = "",
         mask: npt.ArrayLike | None = None,
         rows_are: str = "",
-        model: str = "",
     ) -> None:
         """Measure `samples` of `layer`: integers or floats, samples on axis 0, channels on `channel_axis`.
 
         `quantization` maps integer codes to real values; `kernel` is the kernel that the layer moves over its samples,
-        None if unknown. `layers`, `tensor`, `rows_are`, `model` and `mask`, which says which positions count, are those
+        None if unknown. `layers`, `tensor`, `rows_are` and `mask`, which says which positions count, are those
         of `Recorder.append`. Raises `MismatchError` if shape, dtype, channel axis, quantisation, layers, a known kernel
-        or model or the shape of the mask differ from those of earlier calls, `UsageError` for a name, values or a mask
+        or the shape of the mask differ from those of earlier calls, `UsageError` for a name, values or a mask
         that a layer cannot have, or a statistic that it cannot have, and `NonFiniteError` for NaN or infinities, unless
         they are skipped. A call that raises has measured nothing.
         """
         native = np.require(array_of(samples), requirements=["C", "A"])
         readers = readers_of(layer, kernel, layers)
-        appended = described("", layer, native, channel_axis, quantization, readers, tensor, rows_are, model)
+        appended = described("", layer, native, channel_axis, quantization, readers, tensor, rows_are)
         appended, given = given_mask(appended, native.shape, mask)
         counts = None if given is None else np.broadcast_to(given, positions_of(appended, native.shape))
         if layer not in self._layers:
             check_refusals(layer, self._kinds, appended.space, quantization)
             kinds = kinds_for(self._kinds, appended.space, quantization)
             self._layers[layer] = _Metered(
-                replace(appended, kinds=kinds, fingerprint=self._name, order=len(self._layers))
+                replace(appended, kinds=kinds, fingerprint=self._name, model=self._model, order=len(self._layers))
             )
         metered = self._layers[layer]
         appended.check_continues(metered.layer, "earlier calls had", "append it under another name")

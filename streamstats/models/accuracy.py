@@ -16,14 +16,14 @@ import numpy.typing as npt
 from ..errors import counted
 
 BoolArray = npt.NDArray[np.bool_]
-CONFIDENCE = 1.959963984540054
-"""The quantile of the normal distribution for intervals of 95 %."""
-CHANCE = 0.05
-"""The probability below which a difference is not chance."""
+QUANTILE = 1.959963984540054
+"""The quantile of the normal distribution for 95 % confidence intervals."""
+SIGNIFICANCE = 0.05
+"""The p-value below which a difference is not chance."""
 
 
 def interval(right: int, samples: int) -> tuple[float, float]:
-    """The interval of 95 % of an accuracy of `right` in `samples`, by Wilson's score.
+    """The 95 % confidence interval of an accuracy of `right` in `samples`, by Wilson's score.
 
     With the accuracy p, n samples and z = 1.96: (p + z²/2n ± z·√(p·(1 − p)/n + z²/4n²)) / (1 + z²/n) (E. B. Wilson,
     Probable Inference, the Law of Succession, and Statistical Inference, JASA 22, 1927).
@@ -33,9 +33,9 @@ def interval(right: int, samples: int) -> tuple[float, float]:
     """
     if not samples:
         return 0.0, 1.0
-    share, square = right / samples, CONFIDENCE**2
+    share, square = right / samples, QUANTILE**2
     middle, half = share + square / (2 * samples), math.sqrt(share * (1 - share) / samples + square / samples**2 / 4)
-    low, high = ((middle + sign * CONFIDENCE * half) / (1 + square / samples) for sign in (-1, 1))
+    low, high = ((middle + sign * QUANTILE * half) / (1 + square / samples) for sign in (-1, 1))
     return max(0.0, low), min(1.0, high)
 
 
@@ -43,8 +43,9 @@ def interval(right: int, samples: int) -> tuple[float, float]:
 class AccuracyGain:
     """By how much one model is more accurate than another: it alone is right on `gained` samples, the other on `lost`.
 
-    >>> print(AccuracyGain(gained=15, lost=2, samples=500))
-    +2.60 ± 0.82 points, beyond chance
+    >>> gain = AccuracyGain(gained=15, lost=2, samples=500)
+    >>> print(f"{gain.points}, which {gain.verdict}: {gain.counts}")
+    +2.60 ± 0.82 points, which is beyond chance: 15 samples gained, 2 lost
     """
 
     gained: int
@@ -69,7 +70,7 @@ class AccuracyGain:
         return math.sqrt(self.gained + self.lost - (self.gained - self.lost) ** 2 / n) / n
 
     @property
-    def chance(self) -> float:
+    def p_value(self) -> float:
         """The probability of a difference at least this large if neither model is better: McNemar's test, exact.
 
         Of the b + c samples that only one is right on, it is as likely to be either: 2·P(X ≤ min(b, c)) for X binomial
@@ -82,18 +83,30 @@ class AccuracyGain:
     @property
     def is_clear(self) -> bool:
         """Whether the difference is more than chance."""
-        return self.chance < CHANCE
+        return self.p_value < SIGNIFICANCE
 
     @property
-    def words(self) -> str:
+    def points(self) -> str:
+        """The difference and its standard error."""
+        return f"{100 * self.difference:+.2f} ± {100 * self.error:.2f} points"
+
+    @property
+    def verdict(self) -> str:
+        """Whether the difference is chance, as a predicate."""
+        return "is beyond chance" if self.is_clear else "may be chance"
+
+    @property
+    def counts(self) -> str:
         """How many samples were gained and lost."""
-        return f"{counted(self.gained, 'sample')} gained over the quantised model, {self.lost:,} lost"
+        return f"{counted(self.gained, 'sample')} gained, {self.lost:,} lost"
 
     def document(self) -> dict[str, Any]:
         """JSON-ready."""
-        figures = {"difference": self.difference, "standard_error": self.error, "chance": self.chance}
-        return {"gained": self.gained, "lost": self.lost, **figures}
-
-    def __str__(self) -> str:
-        verdict = "beyond chance" if self.is_clear else "which may be chance"
-        return f"{100 * self.difference:+.2f} ± {100 * self.error:.2f} points, {verdict}"
+        return {
+            "gained": self.gained,
+            "lost": self.lost,
+            "difference": self.difference,
+            "standard_error": self.error,
+            "p_value": self.p_value,
+            "clear": self.is_clear,
+        }

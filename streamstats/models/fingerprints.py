@@ -14,14 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..calibration.recorded_model import short_fingerprint
 from ..errors import MismatchError
 from ..outputs.manifest import MANIFEST
 from ..outputs.results import open_results
 
 OTHERWISE = "add --other-weights"
 """What the command line says to do about a difference that is meant."""
-SHOWN = 12
-"""How many digits of a fingerprint a message shows."""
 
 
 def weight_digest(dtype: str, shape: Sequence[int], values: npt.NDArray[Any] | bytes) -> bytes:
@@ -54,11 +53,6 @@ def check_recorded(
         if given and model != given:
             raise MismatchError(
                 f"{out}: layer {layer} was recorded from a model with other weights than {name}: their fingerprints "
-                f"are {_short(model)} and {_short(given)}; give the model that was recorded, or record {name} and run "
-                f"again; if the inputs of its layers are the same, as after folding, {otherwise}"
+                f"are {short_fingerprint(model)} and {short_fingerprint(given)}; give the model that was recorded, or "
+                f"record {name} and run again; if the inputs of its layers are the same, as after folding, {otherwise}"
             )
-
-
-def _short(fingerprint: str) -> str:
-    kind, _, digits = fingerprint.partition(":")
-    return f"{kind}:{digits[:SHOWN]}…"

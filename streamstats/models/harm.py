@@ -20,7 +20,7 @@ import numpy.typing as npt
 from ..errors import HarmError, counted, listed
 from ..progress import Progress, Stage
 from .effects import Effect, Gain
-from .judgement import IF_WORSE, Judgement
+from .judgement import Judgement
 from .linear import LEFT_OUT, LayerCorrection
 from .quality import Quality
 
@@ -164,7 +164,7 @@ def doubt(rows: int, error: Float64Array | None, term: Float64Array) -> str:
 
 
 def tell(
-    judgement: Judgement, name: str, progress: Progress, *, fail: bool, remedy: str = IF_WORSE, kept: str = UNWRITTEN
+    judgement: Judgement, name: str, progress: Progress, *, fail: bool, remedy: str, kept: str = UNWRITTEN
 ) -> None:
     """Say, before anything is written, whether the model of this `name` is worse than the quantised one, or may be.
 

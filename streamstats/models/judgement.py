@@ -18,19 +18,8 @@ BY_MOMENTS = "by moments"
 """The quantised model with weights rounded or scaled by second moments, before its biases are corrected."""
 ONE_PASS, CORRECTED = "one pass", "corrected"
 """The models that are compared with them."""
-SAMPLES = (
-    "check the calibration samples: they need the preprocessing that the model gets in use (scale, mean, order of "
-    "channels), inputs of the same kind as the held-out ones, and enough of them"
-)
-"""What to ask first if corrections do not help."""
-SAY_NOTHING = "what they show holds for no other samples: judge with samples that were not recorded"
+CALIBRATED = "their figures do not hold for new samples; judge with samples that were not recorded"
 """What is wrong with held-out samples that calibrated."""
-CHECK_SAMPLES = "; if nothing helps, check the calibration samples: preprocessing, kind and number"
-IF_WORSE = (
-    "correct layer by layer (--iterative), leave out what does harm (--do-no-harm), or round less coarsely "
-    "(--weight-range mse, --rounding gram, --per-channel, more bits)" + CHECK_SAMPLES
-)
-"""What to do about a corrected model that is worse than the quantised one."""
 TRIAL_SAMPLES = 256
 """How many samples a trial runs, at least one batch."""
 KEPT_BYTES = 2**28
@@ -41,28 +30,14 @@ ROUTED = (
 )
 NO_FLOATS = (
     "no output of the network is of floats, so its error has no size; judge a model that ends before such outputs are "
-    "computed, or leave out --do-no-harm"
+    "computed, or leave out `do_no_harm`"
 )
 
 IN_FLOATS = (
     "these figures are those of products computed in floats; onnxruntime's kernels for 8-bit codes saturate on x86 "
-    "processors without VNNI, which costs accuracy there and which no bias undoes: judge the model as you run it, with "
-    "--score, and if it is worse, quantise with reduce_range=True"
+    "processors without VNNI, which costs accuracy there and which no bias undoes"
 )
-"""What to know of the figures of a model on codes."""
-
-ADVICE = {
-    "worse": IF_WORSE,
-    "samples": SAMPLES,
-    "harm": "--do-no-harm",
-    "precision": (
-        ". To estimate it, set `statistics: [spread]` in the configuration of the run, count two samples or more, and "
-        "give the models"
-    ),
-}
-"""What a report says to do about a worse model, about corrections that few samples decide, to try what harms, and to
-know the precision of corrections.
-"""
+"""The caveat on the figures of a model on codes."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +46,7 @@ class Judgement:
     samples that a classifier got `right`, bool[samples], and the score. `effects` are those on the network's outputs,
     `gains` by how much each model is better than the quantised one there. `harmful` are the layers whose own outputs
     would be closer to the float model's without their correction, `unjudged` those whose outputs stand for no tensor of
-    the float model, and why. `caveat` is what to know of all figures.
+    the float model, and why. `caveat` is what to know of all figures, if anything.
     """
 
     samples: int
@@ -91,7 +66,7 @@ class Judgement:
 
     @property
     def accuracy_intervals(self) -> dict[str, tuple[float, float]]:
-        """Model → the interval of 95 % of its accuracy."""
+        """Model → the 95 % confidence interval of its accuracy."""
         return {name: interval(int(each.sum()), len(each)) for name, each in self.right.items()}
 
     @property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +17,8 @@ import numpy.typing as npt
 
 from .. import __version__
 from ..errors import require
-from ..models.judgement import ADVICE, BY_MOMENTS, CORRECTED, ONE_PASS, UNCORRECTED, Judgement
+from ..models.advice import ON_COMMAND_LINE, Advice
+from ..models.judgement import BY_MOMENTS, CORRECTED, ONE_PASS, UNCORRECTED, Judgement
 from ..models.linear import WEIGHTLESS, LayerCorrection
 from ..models.precision import Precision
 from ..outputs.layer_statistics import LayerStatistics
@@ -60,12 +62,7 @@ REPORT = ".report.html"
 
 
 class Correction(Protocol):
-    """What the report needs of a correction, in any format of models.
-
-    `advice` says what to do about a worse model (`worse`), about corrections that few samples decide
-    (`samples`) and about harmful ones (`harm`), and how to know the
-    precision of corrections (`precision`).
-    """
+    """What the report needs of a correction, in any format of models."""
 
     @property
     def layers(self) -> Sequence[LayerCorrection]:
@@ -76,8 +73,8 @@ class Correction(Protocol):
         """What judging it gave, if it was judged."""
 
     @property
-    def advice(self) -> Mapping[str, str]:
-        """What to do, in the words of the format."""
+    def advice(self) -> Advice:
+        """What to do, in the words of the place where it was made."""
 
     def provenance(self) -> dict[str, Any]:
         """The models, samples and options it was made with, JSON-ready."""
@@ -107,7 +104,7 @@ def document(output: Path | None, correction: Correction | None = None) -> dict[
         "precision": {name: _precision(found, terms.get(name)) for name, found in known.items()},
         "correction": None if correction is None else {each.layer: each.document() for each in correction.layers},
         "judgement": correction.judgement.document() if correction and correction.judgement else None,
-        "advice": dict(ADVICE if correction is None else correction.advice),
+        "advice": asdict(ON_COMMAND_LINE if correction is None else correction.advice),
     }
 
 

@@ -74,7 +74,12 @@ def sentences(report: Mapping[str, Any]) -> list[str]:
     elif report["about"] and report["about"]["do_no_harm"]:
         found.append(_of_left_out(corrections))
     if judged and not nothing_done:
-        found += [_of_outputs(judged), *_of_accuracy(judged), _of_harm(judged["harmful"], advice["harm"])]
+        found += [
+            _of_outputs(judged),
+            *_of_accuracy(judged),
+            *_of_caveat(judged["caveat"], advice["caveat"]),
+            _of_harm(judged["harmful"], advice["harm"]),
+        ]
     unjudged = (judged or {}).get("unjudged", {})
     found += [f"Not judged: {layer}. {reason[0].upper()}{reason[1:]}." for layer, reason in unjudged.items()]
     if not nothing_done:
@@ -118,16 +123,22 @@ def _of_outputs(judged: Mapping[str, Any]) -> str:
 
 
 def _of_accuracy(judged: Mapping[str, Any]) -> list[str]:
-    """Whether the accuracy gained or lost is more than chance, and what to know of the figures."""
-    found, gain = list[str](), judged["accuracy_gain"].get(CORRECTED)
-    if gain is not None:
-        low, high = (f"{end:.1%}" for end in judged["accuracy_interval"][CORRECTED])
-        known = AccuracyGain(gain["gained"], gain["lost"], judged["samples"])
-        found.append(
-            f"The accuracy of the corrected model is between {low} and {high} (interval of 95 %): "
-            f"{known}, {known.words}."
-        )
-    return [*found, f"{judged['caveat'][0].upper()}{judged['caveat'][1:]}."] if judged["caveat"] else found
+    """How sure the accuracy is, and whether what it gained or lost is more than chance."""
+    gain = judged["accuracy_gain"].get(CORRECTED)
+    if gain is None:
+        return []
+    low, high = (100 * end for end in judged["accuracy_interval"][CORRECTED])
+    known = AccuracyGain(gain["gained"], gain["lost"], judged["samples"])
+    return [
+        f"The accuracy of the corrected model is {100 * judged['accuracy'][CORRECTED]:.1f} % (95 % confidence interval "
+        f"{low:.1f} to {high:.1f} %).",
+        f"The difference from the quantised model, {known.points}, {known.verdict}: {known.counts}.",
+    ]
+
+
+def _of_caveat(caveat: str, advice: str) -> list[str]:
+    """What to know of all figures, and what to do about it."""
+    return [f"{caveat[0].upper()}{caveat[1:]}: {advice}."] if caveat else []
 
 
 def _median_shift(judged: Mapping[str, Any], model: str) -> float:

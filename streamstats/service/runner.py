@@ -273,6 +273,7 @@ def _corrected(inputs: dict[str, Path], request: dict[str, Any], lines: Lines) -
 
 def _how(inputs: dict[str, Path], request: dict[str, Any]) -> How:
     """How to correct: in one pass or layer by layer, judged by held-out samples or not."""
+    from ..models.advice import IN_A_JOB
     from ..models.onnx.correct import How
     from ..models.onnx.iterative import Iterative
     from ..models.onnx.judge import HeldOut
@@ -283,7 +284,7 @@ def _how(inputs: dict[str, Path], request: dict[str, Any]) -> How:
         iterative = Iterative(inputs["samples"], Path("work"), request["iterative"], mask=mask)
     if "held_out" in inputs:
         held_out = HeldOut(inputs["held_out"], inputs.get("labels"), mask=mask)
-    return How(iterative, held_out, request["do_no_harm"])
+    return How(iterative, held_out, request["do_no_harm"], advice=IN_A_JOB)
 
 
 def _publish_correction(correction: Correction, lines: Lines) -> None:

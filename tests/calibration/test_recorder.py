@@ -25,6 +25,7 @@ from streamstats.calibration.reading.reader import open_reader
 from streamstats.calibration.recorder import Recorder, stored_layer
 from streamstats.calibration.selection import select_layers
 from streamstats.errors import DataError, MismatchError, OutputError, UsageError
+from streamstats.jobs.meter import Meter
 from streamstats.quantization import Quantization
 
 SHAPE = (3, 4)
@@ -110,6 +111,26 @@ def test_layers_are_kept_apart(tmp_path: Path) -> None:
     assert (b.name, b.shape, b.channel_axis, b.quantization) == ("block/b", (5, 6), 1, Quantization(0.5, 3))
     np.testing.assert_array_equal(read(tmp_path, "block/a"), first)
     np.testing.assert_array_equal(read(tmp_path, "block/b"), second)
+
+
+def test_a_recorder_notes_the_model_and_refuses_the_samples_of_another(tmp_path: Path) -> None:
+    mine, other = "torch:" + "01" * 32, "onnx:" + "ab" * 32
+    x = samples(2, 3)
+    for fingerprint in (mine, mine, ""):  # one that is unknown fits any
+        with Recorder(tmp_path / "s", model_fingerprint=fingerprint) as recorder:
+            recorder.append("layer", x)
+    assert (described(tmp_path / "s").model, committed(tmp_path / "s")) == (mine, 6)
+    said = "layer: the fingerprint of the recorded model is onnx:abababababab…; the store holds torch:010101010101…"
+    with Recorder(tmp_path / "s", model_fingerprint=other) as recorder, pytest.raises(MismatchError, match=said):
+        recorder.append("layer", x)
+
+
+@pytest.mark.parametrize("given", ["resnet50", "torch:01", "01" * 32, "torch:" + "XY" * 32])
+@pytest.mark.parametrize("kind", ["recorder", "meter"])
+def test_what_is_no_fingerprint_of_a_model_is_refused(kind: str, given: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"model_fingerprint is '{given}'; expected a kind, a colon and a SHA-256"):
+        Meter(model_fingerprint=given) if kind == "meter" else Recorder(tmp_path / "s", model_fingerprint=given)
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_quantisation_per_channel_is_kept_to_the_bit(tmp_path: Path) -> None:

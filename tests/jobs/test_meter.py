@@ -70,6 +70,13 @@ def test_what_it_saves_is_an_output_that_other_commands_take(tmp_path: Path) -> 
     assert corrector.calculate(np.ones((1, 6)), np.zeros((1, 6)), layout="OI") is not None
 
 
+def test_results_name_the_model_that_was_measured(tmp_path: Path) -> None:
+    meter = Meter(model_fingerprint="torch:" + "01" * 32)
+    meter.append("conv", samples(4, 3))
+    meter.save(tmp_path / "out")
+    assert open_results(tmp_path / "out").manifest.layers["conv"].models == ["torch:" + "01" * 32]
+
+
 def test_the_same_samples_are_not_merged_twice(tmp_path: Path) -> None:
     meter = Meter()
     meter.append("conv", samples(4, 3))

@@ -24,7 +24,7 @@ def test_intervals_are_wilsons(right: int, samples: int, expected: tuple[float, 
 def test_the_probability_of_chance_is_the_binomial_one(gained: int, lost: int) -> None:
     n, fewer = gained + lost, min(gained, lost)
     expected = min(1.0, 2 * sum(comb(n, k) for k in range(fewer + 1)) / 2**n)
-    assert AccuracyGain(gained, lost, 2000).chance == pytest.approx(expected, rel=1e-9)
+    assert AccuracyGain(gained, lost, 2000).p_value == pytest.approx(expected, rel=1e-9)
 
 
 def test_paired_samples_tell_what_two_shares_alone_do_not() -> None:
@@ -37,10 +37,10 @@ def test_paired_samples_tell_what_two_shares_alone_do_not() -> None:
     gain = judged.accuracy_gains["corrected"]
     assert (gain.gained, gain.lost) == (10, 0)
     assert gain.is_clear
-    assert str(gain) == "+1.00 ± 0.31 points, beyond chance"
+    assert (gain.points, gain.verdict) == ("+1.00 ± 0.31 points", "is beyond chance")
     shuffled = np.roll(before, 10)
     assert not AccuracyGain.between(before, shuffled).is_clear
-    assert "which may be chance" in str(AccuracyGain.between(before, shuffled))
+    assert AccuracyGain.between(before, shuffled).verdict == "may be chance"
 
 
 def test_the_standard_error_is_that_of_the_mean_of_differences() -> None:

@@ -108,7 +108,7 @@ def test_the_figure_that_matters_comes_first(folder: Path) -> None:
     report["judgement"] |= {"accuracy": accuracy, "accuracy_interval": {name: [0.2, 1.0] for name in accuracy}}
     start = f"Bias correction of {folder}/quantized.onnx 26.7 → 98.7 % accuracy on 30 held-out samples; "
     assert body(report).startswith(start + "the float model has 99.0 %")
-    report["judgement"]["accuracy"] = {}
+    report["judgement"] |= {"accuracy": {}, "accuracy_gain": {}}
     assert re.match(r"Bias correction of \S+ [-\d.]+ → [-\d.]+ dB signal-to-quantisation-noise ratio", body(report))
     report["judgement"] = None
     assert "2 of 2 layers corrected not judged on held-out samples" in body(report)
@@ -123,11 +123,15 @@ def test_figures_come_with_what_is_known_of_chance_and_of_kernels(
     gain = report["judgement"]["accuracy_gain"]["corrected"]
     low, high = report["judgement"]["accuracy_interval"]["corrected"]
     assert f"({low:.2%} to {high:.2%})" in said
-    assert f"points, {'beyond chance' if gain['chance'] < 0.05 else 'which may be chance'}: {gain['gained']}" in said
+    verdict = "is beyond chance" if gain["clear"] else "may be chance"
+    assert gain["clear"] == (gain["p_value"] < 0.05)
+    assert f"points over the quantised model, which {verdict}: {gain['gained']}" in said
     assert "quantise with reduce_range=True" in said
     text = body(report)
-    assert f"is between {low:.1%} and {high:.1%} (interval of 95 %): {100 * gain['difference']:+.2f} ±" in text
+    assert f"(95 % confidence interval {100 * low:.1f} to {100 * high:.1f} %). The difference from" in text
     assert "These figures are those of products computed in floats" in text
+    assert "no bias undoes: judge the model as you run it, with --score, and if it is worse" in text
+    assert "--" not in report["judgement"]["caveat"]
 
 
 def test_what_is_worse_than_doing_nothing_is_a_warning_that_says_what_to_do(folder: Path) -> None:
@@ -158,7 +162,7 @@ def test_the_sentences_fit_what_was_left_out(folder: Path) -> None:
     assert "None of 2 corrections was made; 2 were left out, because they do harm or may: the model is the" in said
     for sentence in (
         "changes from",
-        "accuracy of the corrected model is between",
+        "accuracy of the corrected model is",
         "No layer's own outputs",
         "precision",
     ):

@@ -83,6 +83,8 @@ def test_it_is_judged_and_reported(service: Served, client: ss.Client, files: di
     assert document["judgement"]["samples"] == 8
     assert "accuracy" in document["judgement"]
     assert "signal-to-quantisation-noise" in page
+    assert document["judgement"]["caveat"]
+    assert "--" not in " ".join([*document["advice"].values(), document["judgement"]["caveat"]])  # no command line here
     assert str(service.data) not in page
     assert str(service.data) not in str(document)
     assert not (service.data / "jobs" / found.id / "calibration.zarr").exists()  # which takes much room

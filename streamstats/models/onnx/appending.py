@@ -10,16 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from ...calibration.layer import Layer
+from ...calibration.recorded_model import short_fingerprint
 from ...calibration.recorder import stored_layer, stored_readers
 from ...errors import MismatchError, UsageError
 from .layers import OnnxLayer
 from .targets import OPTION, POSITIONS, SAMPLES, Target
+from .wanted import Wanted
 
 
 def in_store(
     targets: Sequence[Target],
     store: str | Path,
-    inputs: Mapping[str, str],
+    wanted: Wanted,
     *,
     append: bool,
     storage: str,
@@ -31,7 +33,7 @@ def in_store(
     """
     known = stored_readers(store, part)
     return [
-        _with_stored(each, stored_layer(store, each.name, part), inputs, append=append, storage=storage)
+        _with_stored(each, stored_layer(store, each.name, part), wanted, append=append, storage=storage)
         for target in targets
         for each in _by_array(target, known)
     ]
@@ -48,9 +50,7 @@ def _by_array(target: Target, known: Mapping[str, str]) -> list[Target]:
     ] or [target]
 
 
-def _with_stored(
-    target: Target, stored: Layer | None, inputs: Mapping[str, str], *, append: bool, storage: str
-) -> Target:
+def _with_stored(target: Target, stored: Layer | None, wanted: Wanted, *, append: bool, storage: str) -> Target:
     if stored is None:
         return target
     if not append:
@@ -60,7 +60,8 @@ def _with_stored(
         )
     _check_form(target, stored, storage)
     _check_mask(target, stored)
-    _check_readers(target, stored, inputs)
+    _check_readers(target, stored, wanted.inputs)
+    _check_model(stored, wanted)
     return replace(target, stored=stored)
 
 
@@ -112,3 +113,13 @@ def _check_readers(target: Target, stored: Layer, inputs: Mapping[str, str]) -> 
                 f"layer {reader.layer}: {stored.store} was recorded with the kernel {reader.kernel.to_metadata()}, but "
                 f"the model's is {kernel.to_metadata()}; record into another store"
             )
+
+
+def _check_model(stored: Layer, wanted: Wanted) -> None:
+    """Raise `MismatchError` if `stored` was recorded from a model with other weights, as far as that is known."""
+    known, given = stored.model, wanted.fingerprint
+    if known and given and known != given:
+        raise MismatchError(
+            f"{wanted.path} has other weights than the model recorded in {stored.store} ({short_fingerprint(given)}, "
+            f"{short_fingerprint(known)}); give that model, or record into another store"
+        )

@@ -16,8 +16,9 @@ from ...outputs.layer_statistics import LayerStatistics
 from ...progress import QUIET, Progress, Stage
 from ...ranges.finding import MINMAX
 from ...storage.files import remove_folder, write_bytes
+from ..advice import ON_COMMAND_LINE, Advice
 from ..harm import TRIALS, WORSE, Trials, tell, without
-from ..judgement import ADVICE, BY_MOMENTS, CORRECTED, ONE_PASS, SAY_NOTHING, UNCORRECTED, Judgement
+from ..judgement import BY_MOMENTS, CALIBRATED, CORRECTED, ONE_PASS, UNCORRECTED, Judgement
 from ..linear import LayerCorrection
 from ..precision import Precision
 from ..tensors import terms_bytes
@@ -43,11 +44,6 @@ from .subject import Subject, check_rounded, fake_quantized, marked, quantized_b
 if TYPE_CHECKING:
     import onnx
 
-KEPT_FACTOR = (
-    "the weight of layer {} is {:.3g} times that of the float model, and no corrected layer undoes this factor; "
-    "unless something else does, the outputs are wrong by it, and no bias corrects that: compare the models "
-    "(--held-out), or quantise the float model again"
-)
 TERMS = ".terms.safetensors"
 """The suffix of the file of terms, in place of the corrected model's own."""
 
@@ -61,8 +57,8 @@ class How:
     network's outputs are nearer to the float model's on these samples, of which at most `trials` are tried one by one;
     those for which too few samples were counted, unless they clearly help; and all of them if the network is worse with
     them. `fail_if_worse` raises `HarmError` instead of writing a model that is worse than the quantised one. With
-    `other_weights`, correctors count although they were recorded from a model with other weights. Raises `UsageError`
-    for options that cannot be combined.
+    `other_weights`, correctors count although they were recorded from a model with other weights. `advice` is what
+    messages and the report say to do. Raises `UsageError` for options that cannot be combined.
     """
 
     iterative: Iterative | None = None
@@ -72,6 +68,7 @@ class How:
     trials: int = TRIALS
     outputs: Outputs | None = None
     other_weights: bool = False
+    advice: Advice = ON_COMMAND_LINE
 
     def __post_init__(self) -> None:
         recorded = self.layer_by_layer and self.layer_by_layer.samples
@@ -107,9 +104,9 @@ class Correction:
     judgement: Judgement | None = None
 
     @property
-    def advice(self) -> Mapping[str, str]:
-        """What a report says to do, in the words of the command line."""
-        return ADVICE
+    def advice(self) -> Advice:
+        """What a report says to do."""
+        return self.how.advice
 
     def precisions(self, statistics: Mapping[str, LayerStatistics]) -> dict[str, Precision]:
         """Layer → how well its correction is known from its statistics, where that can be told."""
@@ -197,9 +194,22 @@ def correct_quantized(
     check_targets([original, quantized], [output])
     subject = quantized_by_others(original, quantized)
     check_rounded(subject)
-    for layer, factor in kept_factors(subject.pairs).items():
-        progress.say(f"warning: {KEPT_FACTOR.format(layer, factor)}")
-    return _with_means(subject, correctors, how or How(), progress).written(output)
+    how = how or How()
+    correcting = _with_means(subject, correctors, how, progress)
+    _tell_kept_factors(subject, how.advice, progress)
+    return correcting.written(output)
+
+
+def _tell_kept_factors(subject: Subject, advice: Advice, progress: Progress) -> None:
+    """Warn of weights that are multiples of the float model's, if no layer undoes that."""
+    found = kept_factors(subject.pairs)
+    if found:
+        factors = listed(f"{layer} ({factor:.3g} times)" for layer, factor in found.items())
+        progress.say(
+            "warning: weights are multiples of the float model's, and no corrected layer undoes that: "
+            f"{factors}; unless something else does, the outputs are wrong, and no bias corrects them; compare the "
+            f"models ({advice.judge}), or quantise the float model again"
+        )
 
 
 def correct_outputs(
@@ -299,7 +309,7 @@ class _Correcting:
             self._tell_repeated(judge, self.how.held_out)
             chosen = self._chosen(judge)
             model, outcomes, judgement = chosen._judged(judge)
-        tell(judgement, CORRECTED, self.progress, fail=self.how.fail_if_worse)
+        tell(judgement, CORRECTED, self.progress, fail=self.how.fail_if_worse, remedy=self.how.advice.worse)
         return chosen._written(model, outcomes, judgement, output, uncorrected)
 
     def _tell_repeated(self, judge: Judge, held_out: HeldOut) -> None:
@@ -308,11 +318,11 @@ class _Correcting:
         number = 0 if staged is None else judge.shared_with(staged.samples, staged.batch_axes)
         if staged is not None and number:
             of = f"{number:,} of {counted(judge.samples, 'held-out sample')}"
-            self.progress.say(f"warning: {of} are among those of {staged.samples}; {SAY_NOTHING}")
+            self.progress.say(f"warning: {of} are among those of {staged.samples}; {CALIBRATED}")
         elif self.method.out is not None and (layer := counted_as(judge.given, self.method.out, self.subject.layers)):
             self.progress.say(
                 f"warning: the samples of {held_out.samples} are those that {self.method.out} has counted: layer "
-                f"{layer} has as many rows with the same means; {SAY_NOTHING}"
+                f"{layer} has as many rows with the same means; {CALIBRATED}"
             )
 
     def _written(

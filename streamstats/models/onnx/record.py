@@ -137,12 +137,12 @@ def record(
     wanted, skipped = wanted_of(model_path, layers, tensors)
     run = _opened(model_path, samples, batch_size, wanted, batch_axes)
     found, unfit = _found(run, wanted, mask, progress, positions_as_rows=positions_as_rows)
-    targets = in_store(found, store, wanted.inputs, append=append, storage=storage, part=part)
+    targets = in_store(found, store, wanted, append=append, storage=storage, part=part)
     if storage == "int8":
         progress.begin(_stage("measuring the ranges of", run, targets))
         targets = with_quantization(run, targets, progress)
     progress.begin(_stage("recording", run, targets))
-    rows = _write_samples(run, targets, store, progress, part, wanted.model)
+    rows = _write_samples(run, targets, store, progress, part=part, model_fingerprint=wanted.fingerprint)
     return _outcomes(targets, rows, [*unfit, *skipped])
 
 
@@ -172,9 +172,10 @@ def measure(
     wanted, skipped = wanted_of(model_path, layers, tensors)
     run = _opened(model_path, samples, batch_size, wanted, batch_axes)
     targets, unfit = _found(run, wanted, mask, progress, positions_as_rows=positions_as_rows)
-    meter, rows = Meter(statistics, name=f"sha256:{samples_digest(samples)}", nonfinite=nonfinite), Counter[str]()
+    name, rows = f"sha256:{samples_digest(samples)}", Counter[str]()
+    meter = Meter(statistics, name=name, nonfinite=nonfinite, model_fingerprint=wanted.fingerprint)
     progress.begin(_stage("measuring", run, targets))
-    visit_rows(run, targets, partial(_append, meter, rows, wanted.model), progress)
+    visit_rows(run, targets, partial(_append, meter, rows), progress)
     meter.save(output)
     return _outcomes(targets, rows, [*unfit, *skipped]), meter.statistics
 
@@ -252,7 +253,13 @@ def _outcomes(targets: Sequence[Target], rows: Mapping[str, int], left_out: Sequ
 
 
 def _write_samples(
-    run: ModelRun, targets: Sequence[Target], store: str | Path, progress: Progress, part: str = "", model: str = ""
+    run: ModelRun,
+    targets: Sequence[Target],
+    store: str | Path,
+    progress: Progress,
+    *,
+    part: str = "",
+    model_fingerprint: str = "",
 ) -> Counter[str]:
     """Run the model and append its activations; a new store, or part, is removed if it cannot be finished.
 
@@ -260,10 +267,10 @@ def _write_samples(
     """
     place, rows = recorded_at(store, part), Counter[str]()
     is_new = not place.exists()
-    recorder = Recorder(store, part=part)
+    recorder = Recorder(store, part=part, model_fingerprint=model_fingerprint)
     try:
         with recorder:
-            visit_rows(run, targets, partial(_append, recorder, rows, model), progress)
+            visit_rows(run, targets, partial(_append, recorder, rows), progress)
     except BaseException:
         if is_new:
             place.remove()
@@ -274,7 +281,6 @@ def _write_samples(
 def _append(
     recorder: Recorder | Meter,
     rows: Counter[str],
-    model: str,
     target: Target,
     block: npt.NDArray[Any],
     mask: Mask | None,
@@ -293,7 +299,6 @@ def _append(
         tensor=target.tensor,
         mask=mask,
         rows_are="" if target.rows_are == SAMPLES else target.rows_are,
-        model=model,
     )
     rows[target.name] += len(block)
 

@@ -24,14 +24,16 @@ TENSORS = (LAYER_INPUTS, QUANTIZABLE) = ("layers", "quantizable")
 class Wanted(NamedTuple):
     """What to record: the inputs of `layers`, and `tensors`, of which `constant` ones are the same for all samples.
 
-    `inputs` are the tensors that the layers of the model read, chosen or not, by name; `model` is its fingerprint.
+    `inputs` are the tensors that the layers of the model read, chosen or not, by name; `path` and `fingerprint` are
+    those of the model, empty if unknown.
     """
 
     layers: Sequence[OnnxLayer]
     inputs: Mapping[str, str]
     tensors: Sequence[str] = ()
     constant: frozenset[str] = frozenset()
-    model: str = ""
+    path: str = ""
+    fingerprint: str = ""
 
     @property
     def all_tensors(self) -> list[str]:
@@ -46,16 +48,16 @@ def wanted_of(path: str | Path, globs: Sequence[str] | None, tensors: str) -> tu
     model = load_model(path)
     check_opset(model, path)
     layers, skipped = survey(model)
-    inputs, known = {layer.name: layer.input for layer in layers}, fingerprint(model)
+    inputs, known = {layer.name: layer.input for layer in layers}, (str(path), fingerprint(model))
     if tensors == LAYER_INPUTS:
         chosen, skipped = _chosen(path, layers, skipped, globs)
-        return Wanted(chosen, inputs, model=known), skipped
+        return Wanted(chosen, inputs, (), frozenset(), *known), skipped
     if globs is not None:
         raise UsageError('globs of layers and tensors "quantizable" cannot be combined; leave one out')
     names = quantizable_tensors(path)
     if not layers and not names:
         raise UsageError(f"{path} has no tensor that onnxruntime quantises; expected a float model")
-    return Wanted(layers, inputs, names, frozenset(constant_names(model, names)), known), skipped
+    return Wanted(layers, inputs, names, frozenset(constant_names(model, names)), *known), skipped
 
 
 def _chosen(

@@ -16,8 +16,9 @@ from ...outputs.layer_statistics import LayerStatistics
 from ...outputs.manifest import MANIFEST
 from ...outputs.results import open_results
 from ...progress import QUIET, Progress
+from ..advice import IN_TORCH, Advice
 from ..harm import TRIALS, WORSE, Trials, doubt, tell, without
-from ..judgement import CHECK_SAMPLES, CORRECTED, ONE_PASS, SAMPLES, SAY_NOTHING, UNCORRECTED, Judgement
+from ..judgement import CALIBRATED, CORRECTED, ONE_PASS, UNCORRECTED, Judgement
 from ..linear import LayerCorrection
 from ..precision import Precision
 from .account import Account
@@ -30,11 +31,6 @@ from .planned import Planned, Twin
 if TYPE_CHECKING:
     import torch
 
-REMEDY = (
-    "correct layer by layer (`iterative`), leave out what does harm (`do_no_harm`), or round less coarsely (steps per "
-    "channel, more bits)" + CHECK_SAMPLES
-)
-"""What to do about a corrected torch model that is worse than the quantised one."""
 KEPT = "the quantised model was not changed"
 
 
@@ -47,14 +43,9 @@ class Correction:
     about: Mapping[str, Any]
 
     @property
-    def advice(self) -> Mapping[str, str]:
-        """What a report says to do, in the words of Python."""
-        return {
-            "worse": REMEDY,
-            "samples": SAMPLES,
-            "harm": "`do_no_harm`",
-            "precision": ": that of torch models is not estimated",
-        }
+    def advice(self) -> Advice:
+        """What to do, in the words of Python."""
+        return IN_TORCH
 
     def precisions(self, statistics: Mapping[str, LayerStatistics]) -> dict[str, Precision]:  # noqa: ARG002
         """None: the steps of biases are those of the engine that will run the model."""
@@ -105,7 +96,7 @@ def correct(
         method = _Judged(own, plan, None if iterative is None else once, judge, trials, doubtful, progress)
         plan = method.chosen(do_no_harm)
         judgement = judge.finish()
-        tell(judgement, CORRECTED, progress, fail=fail_if_worse, remedy=REMEDY, kept=KEPT)
+        tell(judgement, CORRECTED, progress, fail=fail_if_worse, remedy=IN_TORCH.worse, kept=KEPT)
     done = own.add({each.layer: each for each in plan})
     mark(quantized, done)
     about = {
@@ -136,7 +127,7 @@ def _tell_repeated(judge: Judge, iterative: Iterative, progress: Progress) -> No
     number = sum(digest in recorded for digest in judge.digests)
     if number:
         of = f"{number:,} of {counted(len(judge.digests), 'held-out batch', 'held-out batches')}"
-        progress.say(f"warning: {of} are among the recorded ones; {SAY_NOTHING}")
+        progress.say(f"warning: {of} are among the recorded ones; {CALIBRATED}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,8 +39,15 @@ LOOKUPS = ("Embedding", "EmbeddingBag")
 class ModelMeter(Meter):
     """A `Meter` of the layers of a model; `account` says what was measured of each, once the block has ended."""
 
-    def __init__(self, statistics: Collection[str] = (), *, name: str = "torch", nonfinite: str = "error") -> None:
-        super().__init__(statistics, name=name, nonfinite=nonfinite)
+    def __init__(
+        self,
+        statistics: Collection[str] = (),
+        *,
+        name: str = "torch",
+        nonfinite: str = "error",
+        model_fingerprint: str = "",
+    ) -> None:
+        super().__init__(statistics, name=name, nonfinite=nonfinite, model_fingerprint=model_fingerprint)
         self.account = Account()
 
 
@@ -81,7 +88,10 @@ def recording(
     watch = _Watch.of(model, layers, mask, positions_as_rows)
     account = Account()
     part = part_of_rank(store) if part is None else part
-    with Recorder(store, part=part) as recorder, watch.watching(recorder, account):
+    with (
+        Recorder(store, part=part, model_fingerprint=fingerprint(model)) as recorder,
+        watch.watching(recorder, account),
+    ):
         yield account
 
 
@@ -102,7 +112,7 @@ def measuring(
     writes an output for `correct`, `ranges`, `merge` and `compare`; `account` is what became of each weight.
     `statistics`, `name` and `nonfinite` are those of `Meter`, the other arguments and errors those of `recording`.
     """
-    meter = ModelMeter(statistics, name=name, nonfinite=nonfinite)
+    meter = ModelMeter(statistics, name=name, nonfinite=nonfinite, model_fingerprint=fingerprint(model))
     with _Watch.of(model, layers, mask, positions_as_rows).watching(meter, meter.account):
         yield meter
 
@@ -139,7 +149,7 @@ class _Watch:
         """While the block runs, each call of a layer appends its input to `recorder`; then `account` is filled."""
         from .calls import FastPaths, ParameterCalls
 
-        session = replace(self.session(recorder), model=fingerprint(self.model))
+        session = self.session(recorder)
         calls = ParameterCalls(session, self.index)
         paths = FastPaths(self.model, self.layers, session, calls)
         try:

@@ -28,7 +28,6 @@ from .masks import BatchMask
 class Session:
     """Where the inputs of layers whose names match one of the `globs` (None: all) go.
 
-    `model` is the fingerprint of the model, empty if unknown.
     `rows` counts what was recorded of each layer, `positions` those positions of them that count, `calls` the calls
     whose inputs were not empty; `failures` are the errors that ended the recording of some.
     """
@@ -37,7 +36,6 @@ class Session:
     masks: BatchMask | None
     globs: Sequence[str] | None
     positions_as_rows: bool
-    model: str = ""
     rows: Counter[str] = field(default_factory=Counter)
     positions: Counter[str] = field(default_factory=Counter)
     calls: dict[str, int] = field(default_factory=dict)
@@ -87,9 +85,7 @@ class Session:
             return
         rows_are = "positions" if as_rows else ""
         axis %= values.ndim
-        self.recorder.append(
-            name, values, channel_axis=axis, kernel=kernel, mask=mask, rows_are=rows_are, model=self.model
-        )
+        self.recorder.append(name, values, channel_axis=axis, kernel=kernel, mask=mask, rows_are=rows_are)
         self.rows[name] += len(values)
         self.positions[name] += len(values) if mask is None else int(mask.sum())
 

@@ -101,7 +101,7 @@ function pointsGained({ accuracy_gain: gains }) {
   const gain = gains?.[AFTER];
   if (!gain) return null;
   const [points, error] = [gain.difference, gain.standard_error].map((share) => (100 * share).toFixed(1).replace("-", "−"));
-  return `gain ${points} ± ${error} points, ${gain.chance < 0.05 ? "beyond chance" : "which may be chance"}`;
+  return `gain ${points} ± ${error} points, ${gain.clear ? "beyond chance" : "which may be chance"}`;
 }
 
 const decibels = (value) => (!known(value) ? "–" : `${value.toFixed(1).replace("-", "−")} dB`);

@@ -130,7 +130,7 @@ def test_a_difference_that_may_be_chance_is_told_with_the_number_of_samples_that
     before, after = Effect(("y", "z"), noise, wanted), Effect(("y", "z"), noise * [1 - values(100) * 0.02], wanted)
     judgement = Judgement(100, {}, {}, effects={"quantised": before, "corrected": after})
     told = Told()
-    tell(judgement, "corrected", told, fail=True)
+    tell(judgement, "corrected", told, fail=True, remedy="")
     gain = after.gain_over(before)
     assert 0 < gain.decibels < 2 * gain.error
     needed = int(np.ceil(100 * (2 * gain.error / gain.decibels) ** 2))
@@ -182,10 +182,10 @@ def test_a_lower_accuracy_is_worse_if_it_is_no_chance(after: int, worse: list[st
     judged = Judgement(600, {}, {}, right)
     assert judged.worse("corrected") == worse
     told = Told()
-    tell(judged, "corrected", told, fail=False)
+    tell(judged, "corrected", told, fail=False, remedy="try again")
     assert [message.partition(" on 600")[0] for message in told.messages] == [
         f"warning: the corrected model is worse than the quantised one: {reason}" for reason in worse
     ]
     if worse:
-        with pytest.raises(HarmError, match="nothing was written; correct layer by layer"):
-            tell(judged, "corrected", told, fail=True)
+        with pytest.raises(HarmError, match="nothing was written; try again"):
+            tell(judged, "corrected", told, fail=True, remedy="try again")
