@@ -303,7 +303,7 @@ def merge(options: Namespace) -> None:
     """`streamstats merge OUT… -o OUT`."""
     from ..jobs.merge import merge
 
-    merged = merge(options.outputs, options.output)
+    merged = merge(options.outputs, options.output, other_weights=options.other_weights)
     print_layers(merged, options.json)
     say_notes({layer: found.notes for layer, found in merged.items()})
     say(f"wrote {options.output}; view it with: streamstats inspect {options.output}")

@@ -97,14 +97,15 @@ def _names(options: Namespace) -> Names | None:
         return load_names(options.names)
     if options.model is None:
         return None
-    from ..models.onnx.fingerprint import check_recorded
+    from ..models.fingerprints import check_recorded
+    from ..models.onnx.fingerprint import given
     from ..models.onnx.graph import load_model
     from ..models.onnx.tensor_names import tensor_names
     from ..outputs.results import open_results
 
     entries = open_results(options.output).manifest.layers
     model, otherwise = load_model(options.model), "name the tensors with --names instead of --model"
-    check_recorded(Path(options.output), model, options.model, entries, otherwise)
+    check_recorded(Path(options.output), given(model, options.model), entries, otherwise)
     layers = [layer for layer in sorted(entries) if fnmatchcase(layer, options.layers) and not entries[layer].tensor]
     return tensor_names(options.model, layers)
 

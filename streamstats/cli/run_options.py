@@ -181,6 +181,11 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=local, metavar="OUT", required=True, help="the folder for the merged results"
     )
+    parser.add_argument(
+        "--other-weights",
+        action="store_true",
+        help="merge outputs although they were recorded from models with other weights",
+    )
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:

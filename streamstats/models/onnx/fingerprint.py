@@ -1,19 +1,20 @@
-"""The fingerprint of an ONNX model: that of its constants, however they are stored.
+"""The fingerprints of an ONNX model and of the weights of its layers: those of its constants, however they are stored.
 
-A model that is exported again with equal weights keeps it; one that is trained on does not.
+A model that is exported again with equal weights keeps them; one that is trained on does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ...errors import require
-from ..fingerprints import OTHERWISE, fingerprint_of, weight_digest
-from ..fingerprints import check_recorded as check
-from .graph import subgraphs
+from ..fingerprints import Given, fingerprint_of, weight_digest
+from .graph import attributes, subgraphs
+from .layers import OnnxLayer, survey
 
 if TYPE_CHECKING:
     import onnx
@@ -24,29 +25,50 @@ NO_WEIGHTS = ("INT64", "INT32", "BOOL", "STRING")
 
 
 def fingerprint(model: onnx.ModelProto) -> str:
-    """The fingerprint over all constants of several elements; exporters move single numbers about."""
+    """The fingerprint over all constants of several elements that something reads; exporters move single numbers.
+
+    Matrices count as [inputs, outputs], whether a Gemm reads them so or transposed.
+    """
     onnx = require("onnx", "onnx")
     skipped = {getattr(onnx.TensorProto, name) for name in NO_WEIGHTS}
-    weights = (each for each in _tensors(model.graph) if each.data_type not in skipped and prod(each.dims) > 1)
-    to_array = onnx.numpy_helper.to_array
-    return fingerprint_of(
-        KIND, (weight_digest(str(each.data_type), each.dims, each.raw_data or to_array(each)) for each in weights)
+    graphs = [model.graph, *(inner for _, inner in subgraphs(model.graph.node))]
+    nodes = [node for graph in graphs for node in graph.node]
+    read = {name for node in nodes for name in node.input} | {each.name for graph in graphs for each in graph.output}
+    transposed = {node.input[1] for node in nodes if node.op_type == "Gemm" and attributes(node).get("transB", 0)}
+    weights = (
+        _digest(tensor, transposed=name in transposed)
+        for graph in graphs
+        for name, tensor in _tensors(graph)
+        if name in read and tensor.data_type not in skipped and prod(tensor.dims) > 1
     )
+    return fingerprint_of(KIND, weights)
 
 
-def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
-    """The initialisers of `graph` and of the graphs inside it, and what their Constant nodes hold."""
-    for each in (graph, *(inner for _, inner in subgraphs(graph.node))):
-        yield from each.initializer
-        constant = (node for node in each.node if node.op_type == "Constant")
-        yield from (entry.t for node in constant for entry in node.attribute if entry.name == "value")
+def _tensors(graph: onnx.GraphProto) -> Iterator[tuple[str, onnx.TensorProto]]:
+    """The initialisers of `graph`, and what its Constant nodes hold, by name."""
+    yield from ((each.name, each) for each in graph.initializer)
+    for node in graph.node:
+        if node.op_type == "Constant":
+            yield from ((node.output[0], entry.t) for entry in node.attribute if entry.name == "value")
 
 
-def check_recorded(
-    out: Path, model: onnx.ModelProto, name: str, layers: Iterable[str], otherwise: str = OTHERWISE
-) -> None:
-    """Raise `MismatchError` if `out` says that one of the `layers` was recorded from another model than `model`.
+def _digest(tensor: onnx.TensorProto, *, transposed: bool) -> bytes:
+    if tensor.raw_data and not transposed:
+        return weight_digest(str(tensor.data_type), tensor.dims, tensor.raw_data)
+    values = require("onnx", "onnx").numpy_helper.to_array(tensor)
+    values = np.transpose(values) if transposed else values
+    return weight_digest(str(tensor.data_type), values.shape, values)
 
-    `name` and `otherwise` are those of `fingerprints.check_recorded`.
-    """
-    check(out, layers, KIND, lambda: fingerprint(model), name, otherwise)
+
+def weight_fingerprints(layers: Iterable[OnnxLayer]) -> dict[str, str]:
+    """The fingerprint of the weight of each of `layers`, by name; matrices count as [inputs, outputs]."""
+    weights = {each.name: each.weight.T if each.layout == "OI" else each.weight for each in layers}
+    return {
+        name: fingerprint_of(KIND, [weight_digest(weight.dtype.name, weight.shape, weight)])
+        for name, weight in weights.items()
+    }
+
+
+def given(model: onnx.ModelProto, name: str) -> Given:
+    """What tells whether `model`, called `name`, was recorded."""
+    return Given(name, KIND, lambda: fingerprint(model), lambda: weight_fingerprints(survey(model)[0]))

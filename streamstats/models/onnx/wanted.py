@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from ...errors import UsageError, listed, one_of, suggestion
 from ..account import NOT_CHOSEN
 from .accounts import nothing_found
 from .constants import constant_names
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, weight_fingerprints
 from .graph import check_opset, load_model
 from .layers import LeftOut, OnnxLayer, survey
 from .quantizable import quantizable_tensors
@@ -24,8 +25,8 @@ TENSORS = (LAYER_INPUTS, QUANTIZABLE) = ("layers", "quantizable")
 class Wanted(NamedTuple):
     """What to record: the inputs of `layers`, and `tensors`, of which `constant` ones are the same for all samples.
 
-    `inputs` are the tensors that the layers of the model read, chosen or not, by name; `path` and `fingerprint` are
-    those of the model, empty if unknown.
+    `inputs` are the tensors that the layers of the model read, chosen or not, by name; `weights` are the fingerprints
+    of their weights. `path` and `fingerprint` are those of the model, empty if unknown.
     """
 
     layers: Sequence[OnnxLayer]
@@ -34,6 +35,7 @@ class Wanted(NamedTuple):
     constant: frozenset[str] = frozenset()
     path: str = ""
     fingerprint: str = ""
+    weights: Mapping[str, str] = MappingProxyType({})
 
     @property
     def all_tensors(self) -> list[str]:
@@ -48,7 +50,8 @@ def wanted_of(path: str | Path, globs: Sequence[str] | None, tensors: str) -> tu
     model = load_model(path)
     check_opset(model, path)
     layers, skipped = survey(model)
-    inputs, known = {layer.name: layer.input for layer in layers}, (str(path), fingerprint(model))
+    inputs = {layer.name: layer.input for layer in layers}
+    known = (str(path), fingerprint(model), weight_fingerprints(layers))
     if tensors == LAYER_INPUTS:
         chosen, skipped = _chosen(path, layers, skipped, globs)
         return Wanted(chosen, inputs, (), frozenset(), *known), skipped

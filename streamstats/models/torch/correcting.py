@@ -100,19 +100,18 @@ def planned(
     if getattr(quantized, MARK, False):
         raise UsageError("the quantised model has already been corrected; give it as its quantiser left it")
     results, layers = open_results(Path(correctors)), layers_of(model)
+    differs = check_recorded(Path(correctors), model, results.layers, other_weights=other_weights)
     loose = loose_parameters(model, layers)
     if not {*(each.name for each in layers), *(each.name for each in loose)} & set(results.layers):
         names = [layer.name for layer in layers]
         raise UsageError(f"{correctors} holds no layer of the model; its layers are: {listed(names)}")
-    if not other_weights:
-        check_recorded(Path(correctors), model, results.layers)
     correcting = _Correcting(model, Copy(quantized), layers, results)
     plan = [correcting.planned(layer) for layer in _wanted(layers, results)]
     plan += LooseParameters(model, quantized, loose, layers, account).planned(results)
     found = [each.correction for each in plan]
     if not any(each.term is not None or each.kept == UNCHANGED for each in found):
         raise MismatchError(f"no module was corrected; the first, {found[0].layer}: {found[0].reason}")
-    return Twin(quantized, plan)
+    return Twin(quantized, plan, differs)
 
 
 def mark(quantized: torch.nn.Module, done: Sequence[LayerCorrection]) -> None:
