@@ -210,7 +210,8 @@ counts all rows of the store, or append them to the store again, as new rows. If
 
 MERGE = """\
 Add up the outputs of several sites: of different stores, or of different rows of one store. Outputs that have counted
-the same row are refused, even if one of them read it from a copy of the store.
+the same row are refused, even if one of them read it from a copy of the store; and so are outputs of models with other
+weights.
 
   streamstats merge site1/out site2/out -o out
 """
