@@ -51,7 +51,7 @@ def correct(options: Namespace) -> None:
         say(f"wrote {path}")
     if not options.json:
         _print_correction(correction)
-    refused = any(each.quantized and not (each.corrected or each.kept) for each in correction.layers)
+    refused = any(each.quantized and not (each.corrected or each.uncorrected) for each in correction.layers)
     if refused and options.quantized and not options.outputs:
         say("if a layer was skipped because of its weight, --outputs can correct it from mean outputs")
     written = _reported(page, options.correctors and Path(options.correctors), correction)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CHECK_SAMPLES = "; if nothing helps, check the calibration samples: preprocessing, kind and number"
-"""The last resort about a corrected model that is worse than the quantised one."""
+LAST_RESORT = "; if nothing helps, check the calibration samples: preprocessing, kind and number"
+"""What to do at last about a corrected model that is worse than the quantised one."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Advice:
 ON_COMMAND_LINE = Advice(
     worse=(
         "correct layer by layer (--iterative), leave out what does harm (--do-no-harm), or round less coarsely "
-        "(--weight-range mse, --rounding gram, --per-channel, more bits)" + CHECK_SAMPLES
+        "(--weight-range mse, --rounding gram, --per-channel, more bits)" + LAST_RESORT
     ),
     harm="--do-no-harm",
     judge="--held-out",
@@ -48,7 +48,7 @@ ON_COMMAND_LINE = Advice(
 IN_A_JOB = Advice(
     worse=(
         "correct layer by layer (`iterative`), leave out what does harm (`do_no_harm`), or round less coarsely "
-        "(`weight_range: mse`, `per_channel`, more bits)" + CHECK_SAMPLES
+        "(`weight_range: mse`, `per_channel`, more bits)" + LAST_RESORT
     ),
     harm="`do_no_harm`",
     judge="`held_out`",
@@ -58,7 +58,7 @@ IN_A_JOB = Advice(
 IN_TORCH = Advice(
     worse=(
         "correct layer by layer (`iterative`), leave out what does harm (`do_no_harm`), or round less coarsely (steps "
-        "per channel, more bits)" + CHECK_SAMPLES
+        "per channel, more bits)" + LAST_RESORT
     ),
     harm="`do_no_harm`",
     judge="`held_out`",

@@ -7,8 +7,8 @@ for the model that was recorded, and for layers with the weights that they had i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -41,81 +41,88 @@ def fingerprint_of(kind: str, digests: Iterable[bytes]) -> str:
 
 
 @dataclass(frozen=True)
-class Given:
-    """A model that is given with results: its `name` in messages, and the `kind` of its fingerprints.
+class Fingerprints:
+    """That of a `model`, empty if unknown, and those of the `weights` of its layers, by name, as far as known."""
 
-    `fingerprint` gives that of the model, `weights` those of the weights of its layers, by name. Both are called only
-    if there is something to compare.
-    """
-
-    name: str
-    kind: str
-    fingerprint: Callable[[], str]
-    weights: Callable[[], Mapping[str, str]]
+    model: str = ""
+    weights: Mapping[str, str] = field(default_factory=dict)
 
 
 def check_recorded(
-    out: Path, given: Given, layers: Iterable[str], otherwise: str = OTHERWISE, *, other_weights: bool = False
+    out: Path,
+    layers: Iterable[str],
+    given: Fingerprints,
+    name: str,
+    otherwise: str = OTHERWISE,
+    *,
+    other_weights: bool = False,
 ) -> str:
-    """How the model that is `given` differs from the one recorded in `out`, empty if it does not.
+    """How the model that is `given` differs from that of which `out` has the `layers`; empty if it does not.
 
-    Raises `MismatchError` if one of the `layers` was recorded from a model with other weights, unless `other_weights`
-    are meant, and in any case if layers of the model were recorded under other names than they have: their names lead
-    to what was counted of others. `otherwise` says what to do if other weights are meant.
+    `name` is what the model is called. Raises `MismatchError` if it has other weights, unless `other_weights` are
+    meant; `otherwise` says what to do then. Raises it in any case if layers of the model were recorded under other
+    names than they have: their names lead to what was counted of others.
     """
     if not (out / MANIFEST).exists():
         return ""
     entries = open_results(out).manifest.layers
-    check_names(str(out), {name: entry.weights for name, entry in entries.items()}, given)
-    differs = _other_weights({layer: entries[layer] for layer in layers if layer in entries}, given)
+    check_names(str(out), {layer: entry.weights for layer, entry in entries.items()}, given, name)
+    differs = _other_weights({layer: entries[layer] for layer in layers if layer in entries}, given, name)
     if differs and not other_weights:
         raise MismatchError(
-            f"{out}: {differs}; give the model that was recorded, or record {given.name} and run again; if the inputs "
-            f"of its layers are nevertheless the same, as after folding a normalisation, {otherwise}"
+            f"{out}: {differs}; give the model that was recorded, or record {name} and run again; if the inputs of its "
+            f"layers are nevertheless the same, as after folding a normalisation, {otherwise}"
         )
     return differs
 
 
-def check_names(place: str, recorded: Mapping[str, Iterable[str]], given: Given) -> None:
+def check_names(place: str, recorded: Mapping[str, Iterable[str]], given: Fingerprints, name: str) -> None:
     """Raise `MismatchError` if layers of the model that is `given` were `recorded`, in `place`, under other names.
 
-    `recorded` has the fingerprints of the weight of each layer. A layer has another name if it has not the weight that
-    was recorded under its own, but one that was recorded under the name of a layer that has not got it either.
+    `recorded` has the fingerprints of the weight of each layer, `name` is what the model is called. A layer has another
+    name if it has not the weight that was recorded under its own, but one that was recorded under the name of a layer
+    that has not got it either.
     """
-    known = {name: _of_kind(given.kind, weights) for name, weights in recorded.items()}
-    if not any(known.values()):
-        return
-    here = given.weights()
+    known = {layer: {*weights} for layer, weights in recorded.items()}
     moved: dict[str, list[str]] = {}
-    for name, weights in known.items():
-        for weight in weights - {here.get(name)}:
-            moved.setdefault(weight, []).append(name)
-    wrong = {name: weight for name, weight in here.items() if weight in moved and weight not in known.get(name, ())}
+    for layer, weights in known.items():
+        for weight in weights - {given.weights.get(layer)}:
+            moved.setdefault(weight, []).append(layer)
+    wrong = {
+        layer: moved[weight]
+        for layer, weight in given.weights.items()
+        if weight in moved and weight not in known.get(layer, ())
+    }
     if wrong:
-        pairs = listed(f"{' or '.join(moved[weight])} → {name}" for name, weight in wrong.items())
+        pairs = listed(f"{' or '.join(before)} → {layer}" for layer, before in wrong.items())
         raise MismatchError(
-            f"{place}: layers of {given.name} have weights that were recorded under other names (recorded → here): "
-            f"{pairs}; give the model with the names that were recorded, or record {given.name} into another store and "
-            "run again"
+            f"{place}: layers of {name} have weights that were recorded under other names (recorded → here): {pairs}; "
+            f"give the model with the names that were recorded, or record {name} into another store and run again"
         )
 
 
-def _other_weights(entries: Mapping[str, LayerEntry], given: Given) -> str:
-    """Which of the `entries` was recorded from a model with other weights; first those whose own weight differs."""
-    recorded = {name: _of_kind(given.kind, entry.models) for name, entry in entries.items()}
-    fingerprint = given.fingerprint() if any(recorded.values()) else ""
-    others = {name: models - {fingerprint} for name, models in recorded.items() if fingerprint}
-    differing = [name for name, models in others.items() if models]
-    if not differing:
-        return ""
-    here = given.weights()
-    own = [name for name in differing if entries[name].weights not in ([], [here.get(name)])]
-    name = (own or differing)[0]
-    return (
-        f"layer {name} was recorded from a model with other weights than {given.name}: their fingerprints are "
-        f"{short_fingerprint(min(others[name]))} and {short_fingerprint(fingerprint)}"
-    )
+def _other_weights(entries: Mapping[str, LayerEntry], given: Fingerprints, name: str) -> str:
+    """How one of the `entries` tells that it was recorded from another model; empty if none does."""
+    for layer, each in entries.items():
+        here = given.weights.get(layer, "")
+        if other := _other_than(here, each.weights):
+            return f"layer {layer} was recorded with another weight than it has in {name}: {_both(other, here)}"
+    for layer, each in entries.items():
+        if other := _other_than(given.model, each.models):
+            return (
+                f"layer {layer} was recorded from a model with other weights than {name}: {_both(other, given.model)}"
+            )
+    return ""
 
 
-def _of_kind(kind: str, fingerprints: Iterable[str]) -> set[str]:
-    return {each for each in fingerprints if each.startswith(f"{kind}:")}
+def _other_than(here: str, recorded: Iterable[str]) -> str:
+    """Another fingerprint of the same kind that was `recorded`; empty if there is none."""
+    return next((each for each in recorded if each != here and _kind(each) == _kind(here)), "")
+
+
+def _both(recorded: str, here: str) -> str:
+    return f"their fingerprints are {short_fingerprint(recorded)} and {short_fingerprint(here)}"
+
+
+def _kind(fingerprint: str) -> str:
+    return fingerprint.partition(":")[0]

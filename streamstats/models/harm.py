@@ -143,7 +143,7 @@ def without(planned: Sequence[LayerCorrection], reasons: Mapping[str, str]) -> l
     return [
         each
         if each.term is None or each.layer not in reasons
-        else replace(each, term=None, reason=reasons[each.layer], kept=LEFT_OUT)
+        else replace(each, term=None, reason=reasons[each.layer], uncorrected=LEFT_OUT)
         for each in planned
     ]
 

@@ -66,8 +66,8 @@ class LayerCorrection:
     """What the correction of one layer came to.
 
     `term`, float64[outputs], undoes the shift of its mean outputs. `corrected` says whether the term was added;
-    `change` then says what changed in the model, and otherwise `reason` says why nothing did; `kept` is one of the
-    outcomes without a correction, or empty. `op` is the operator, `quantized` says whether the model at hand stores
+    `change` then says what changed in the model, and otherwise `reason` says why nothing did; `uncorrected` is one of
+    the outcomes without a correction, or empty. `op` is the operator, `quantized` says whether the model at hand stores
     a quantised weight for the layer. `step`, float64[outputs], is the step of a bias of codes, None for floats.
     `difference` says what explains the difference between the weights, if that was checked.
     """
@@ -78,7 +78,7 @@ class LayerCorrection:
     corrected: bool = False
     change: str = ""
     reason: str = ""
-    kept: str = ""
+    uncorrected: str = ""
     outputs: int = 0
     term: Float64Array | None = None
     step: Float64Array | None = None
@@ -93,7 +93,7 @@ class LayerCorrection:
     @property
     def outcome(self) -> str:
         """What became of the layer: corrected, unchanged, never quantised, nothing to correct, left out, or refused."""
-        return "corrected" if self.corrected else self.kept or "refused"
+        return "corrected" if self.corrected else self.uncorrected or "refused"
 
     @property
     def largest(self) -> float:

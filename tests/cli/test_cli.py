@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from console import streamstats
 
 from streamstats.cli import INTERRUPTION
 from streamstats.cli.parser import make_parser
@@ -26,13 +27,6 @@ from streamstats.demo.digits import calibration_digits
 MODEL = Path(digits.__file__).with_name("digits.onnx")
 """The network of the demo."""
 ENVIRONMENT = {**os.environ, "COLUMNS": "120"}
-
-
-def streamstats(*arguments: str | Path, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "streamstats", *map(str, arguments)]
-    return subprocess.run(
-        command, capture_output=True, text=True, cwd=folder, env=ENVIRONMENT, timeout=120, check=False
-    )
 
 
 def one_line(text: str) -> str:

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch", reason="`make models` tests with it")
 
 from streamstats.models.torch import apply_correctors, correct, measuring, recording  # noqa: E402
 from streamstats.models.torch.correcting import MARK  # noqa: E402
-from streamstats.models.torch.fingerprint import fingerprint  # noqa: E402
+from streamstats.models.torch.fingerprint import fingerprint, fingerprints  # noqa: E402
 
 nn: Any = torch.nn
 
@@ -51,7 +51,8 @@ def test_correctors_of_another_version_of_the_model_are_refused(tmp_path: Path) 
     one_line(
         lambda: apply_correctors(later, quantized, tmp_path / "out"),
         MismatchError,
-        *("layer 0", "the Sequential that is given", fingerprint(model)[:18], fingerprint(later)[:18]),
+        "layer 0 was recorded with another weight than it has in the Sequential that is given",
+        *(fingerprints(each).weights["0"][:18] for each in (model, later)),
         "`other_weights=True`",
     )
     assert not getattr(quantized, MARK, False)
@@ -74,6 +75,50 @@ def test_rows_of_another_version_of_the_model_are_not_appended(tmp_path: Path) -
         recording(later, tmp_path / "s.zarr"),
     ):
         later(x)
+
+
+def normalised() -> Any:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 3)).eval()
+    model[0].register_buffer("positions", torch.arange(4.0), persistent=False)
+    return model
+
+
+def test_re_estimated_statistics_of_a_normalisation_make_another_model(tmp_path: Path) -> None:
+    """They change the inputs of all later layers, although every parameter stays as it is."""
+    model, x = normalised(), torch.randn(8, 2, 9, 9)
+    with torch.no_grad(), measuring(model) as meter:
+        model(x)
+    meter.save(tmp_path / "out")
+    later = copy.deepcopy(model).train()
+    with torch.no_grad():
+        later(3 * x + 1)
+    later.eval()
+    one_line(
+        lambda: apply_correctors(later, copy.deepcopy(later), tmp_path / "out"),
+        MismatchError,
+        "layer 0 was recorded from a model with other weights",
+        *(fingerprint(model)[:18], fingerprint(later)[:18]),
+    )
+
+
+def test_counts_of_batches_and_what_is_not_saved_change_no_fingerprint() -> None:
+    model = normalised()
+    known = fingerprint(model)
+    model[1].num_batches_tracked += 1
+    model[0].positions += 1
+    assert fingerprint(model) == known
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's own
+def test_a_copy_with_observers_keeps_the_fingerprint_whatever_they_see() -> None:
+    model = normalised()
+    observed = copy.deepcopy(model)
+    observed.qconfig = torch.ao.quantization.get_default_qconfig("x86")
+    torch.ao.quantization.prepare(observed, inplace=True)
+    assert len([*observed.modules()]) > len([*model.modules()])
+    observed(torch.randn(8, 2, 9, 9))
+    assert fingerprint(observed) == fingerprint(model)
 
 
 def test_a_model_without_all_its_parameters_has_no_fingerprint() -> None:
@@ -127,5 +172,8 @@ def test_a_result_says_that_another_model_was_counted(tmp_path: Path) -> None:
     meter.save(tmp_path / "out")
     later = retrained(model)
     done = correct(later, rounded(later), tmp_path / "out", other_weights=True)
-    assert "layer 0 was recorded from a model with other weights" in done.provenance()["other_weights"]
+    said = "layer 0 was recorded with another weight than it has in the Sequential that is given"
+    assert said in done.provenance()["other_weights"]
+        "layer 0 was recorded with another weight than it has in the Sequential" in done.provenance()["other_weights"]
+    )
     assert correct(model, rounded(model), tmp_path / "out").provenance()["other_weights"] is None

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from console import streamstats
 from served import STORE, Served, npy
 
 import streamstats as ss
@@ -26,17 +25,13 @@ class Run:
 
     def __init__(self, service: Served, folder: Path) -> None:
         self.environment = {
-            **os.environ,
             "STREAMSTATS_URL": service.url,
             "STREAMSTATS_TOKEN_FILE": str(service.data / "token"),
         }
         self.folder = folder
 
     def __call__(self, *arguments: str, status: int = 0) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "streamstats", *arguments]
-        done = subprocess.run(
-            command, capture_output=True, text=True, cwd=self.folder, env=self.environment, timeout=120, check=False
-        )
+        done = streamstats(*arguments, folder=self.folder, environment=self.environment)
         assert done.returncode == status, done.stderr
         assert "Traceback" not in done.stderr
         return done

@@ -28,13 +28,13 @@ def nothing_found(left_out: Sequence[LeftOut]) -> str:
 
 def as_correction(left: LeftOut) -> LayerCorrection:
     """What became of an operator that is left out of a correction."""
-    kept = left.kept if left.multiplies else WEIGHTLESS
-    return LayerCorrection(left.name, left.op, left.quantized and left.multiplies, reason=left.reason, kept=kept)
+    outcome, quantized = left.uncorrected if left.multiplies else WEIGHTLESS, left.quantized and left.multiplies
+    return LayerCorrection(left.name, left.op, quantized, reason=left.reason, uncorrected=outcome)
 
 
 def left_in_float(left_out: Sequence[LeftOut]) -> list[LeftOut]:
     """`left_out` of a float model whose layers alone are quantised here."""
-    return [each if each.quantized else replace(each, kept=NEVER_QUANTISED) for each in left_out]
+    return [each if each.quantized else replace(each, uncorrected=NEVER_QUANTISED) for each in left_out]
 
 
 def compared(left_out: Sequence[LeftOut], original: onnx.ModelProto, quantized: onnx.ModelProto) -> Iterator[LeftOut]:
@@ -43,8 +43,8 @@ def compared(left_out: Sequence[LeftOut], original: onnx.ModelProto, quantized: 
     mine, theirs = (_tensors(model, names) for model in (quantized, original))
     same = {name for name in mine if name in theirs and _equal(mine[name], theirs[name])}
     for each in left_out:
-        kept = each.multiplies and bool(each.weights) and same.issuperset(each.weights)
-        yield replace(each, kept=NEVER_QUANTISED, reason=SAME_WEIGHT) if kept else each
+        in_float = each.multiplies and bool(each.weights) and same.issuperset(each.weights)
+        yield replace(each, uncorrected=NEVER_QUANTISED, reason=SAME_WEIGHT) if in_float else each
 
 
 def _tensors(model: onnx.ModelProto, names: set[str]) -> dict[str, onnx.TensorProto]:

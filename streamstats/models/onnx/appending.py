@@ -14,8 +14,7 @@ from ...calibration.recorded_model import short_fingerprint
 from ...calibration.recorder import stored_layer, stored_readers
 from ...errors import MismatchError, UsageError, contrasted, listed
 from ...progress import Progress
-from ..fingerprints import Given, check_names
-from .fingerprint import KIND
+from ..fingerprints import check_names
 from .layers import OnnxLayer
 from .targets import OPTION, POSITIONS, SAMPLES, Target
 from .wanted import Wanted
@@ -61,8 +60,7 @@ def _check_names(store: str | Path, part: str, known: Mapping[str, str], wanted:
         stored = stored_layer(store, array, part)
         for layer, weight in () if stored is None else stored.weights:
             weights.setdefault(layer, []).append(weight)
-    given = Given(wanted.path, KIND, lambda: wanted.fingerprint, lambda: wanted.weights)
-    check_names(str(store), weights, given)
+    check_names(str(store), weights, wanted.fingerprints, wanted.path)
 
 
 def _by_array(target: Target, known: Mapping[str, str]) -> list[Target]:
@@ -144,7 +142,7 @@ def _check_readers(target: Target, stored: Layer, inputs: Mapping[str, str]) -> 
 
 def _check_model(stored: Layer, wanted: Wanted) -> None:
     """Raise `MismatchError` if `stored` was recorded from a model with other weights, as far as that is known."""
-    known, given = stored.model, wanted.fingerprint
+    known, given = stored.model, wanted.fingerprints.model
     if known and given and known != given:
         raise MismatchError(
             f"{wanted.path} has other weights than the model recorded in {stored.store} ({short_fingerprint(given)}, "

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 Float64Array = npt.NDArray[np.float64]
-KEPT = {SAME_WEIGHT: NEVER_QUANTISED, EXACT: UNCHANGED}
+OUTCOMES = {SAME_WEIGHT: NEVER_QUANTISED, EXACT: UNCHANGED}
 """Reason without a correction → outcome."""
 NAMED = 8
 """How many outputs a remark names."""
@@ -87,7 +87,7 @@ class _Addition:
             quantized=not pair.same_weight,
             outputs=self.layer.outputs,
             difference=pair.explained,
-            kept=KEPT.get(planned.reason, planned.kept),
+            uncorrected=OUTCOMES.get(planned.reason, planned.uncorrected),
         )
 
     def done(self) -> LayerCorrection:

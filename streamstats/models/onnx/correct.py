@@ -31,7 +31,7 @@ from .by_outputs import FORM, OutputCorrection, Outputs
 from .correctors import check_masks, find_correctors, one_pass, strays
 from .doubts import unsure
 from .files import check_targets, write_models
-from .fingerprint import given
+from .fingerprint import fingerprints
 from .graph import copied
 from .iterative import Iterative, iterative_corrections
 from .judge import HeldOut, Judge
@@ -202,18 +202,6 @@ def correct_quantized(
     correcting = _with_means(subject, correctors, how, progress)
     _tell_kept_factors(subject, how.advice, progress)
     return correcting.written(output)
-
-
-def _tell_kept_factors(subject: Subject, advice: Advice, progress: Progress) -> None:
-    """Warn of weights that are multiples of the float model's, if no layer undoes that."""
-    found = kept_factors(subject.pairs)
-    if found:
-        factors = listed(f"{layer} ({factor:.3g} times)" for layer, factor in found.items())
-        progress.say(
-            "warning: weights are multiples of the float model's, and no corrected layer undoes that: "
-            f"{factors}; unless something else does, the outputs are wrong, and no bias corrects them; compare the "
-            f"models ({advice.judge}), or quantise the float model again"
-        )
 
 
 def correct_outputs(
@@ -429,8 +417,8 @@ def _with_means(
     subject: Subject, correctors: str | Path, how: How, progress: Progress, plainer: Sequence[Subject] = ()
 ) -> _Correcting:
     """The correction of `subject`; each that is plainer has those after it as plainer ones."""
-    model, names = given(subject.original, subject.name), [layer.name for layer in subject.layers]
-    differs = check_recorded(Path(correctors), model, names, other_weights=how.other_weights)
+    names, given = [layer.name for layer in subject.layers], fingerprints(subject.original)
+    differs = check_recorded(Path(correctors), names, given, subject.name, other_weights=how.other_weights)
     if differs:
         progress.say(f"warning: {differs}; the means of that model are used nevertheless")
     others: list[_Correcting] = []
@@ -438,6 +426,18 @@ def _with_means(
         method = _from_means(each, Path(correctors), how, progress, differs)
         others.insert(0, _Correcting(each, method, how, progress, tuple(others)))
     return others[0]
+
+
+def _tell_kept_factors(subject: Subject, advice: Advice, progress: Progress) -> None:
+    """Warn of weights that are multiples of the float model's, if no layer undoes that."""
+    found = kept_factors(subject.pairs)
+    if found:
+        factors = listed(f"{layer} ({factor:.3g} times)" for layer, factor in found.items())
+        progress.say(
+            f"warning: weights of {subject.quantized_name} are multiples of the float model's, and no corrected layer "
+            f"undoes that: {factors}; unless something else does, the outputs are wrong, and no bias corrects them; "
+            f"compare the models ({advice.judge}), or quantise the float model again"
+        )
 
 
 def _added_terms(outcomes: Sequence[LayerCorrection]) -> Mapping[str, Any]:

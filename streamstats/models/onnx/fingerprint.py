@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...errors import require
-from ..fingerprints import Given, fingerprint_of, weight_digest
+from ..fingerprints import Fingerprints, fingerprint_of, weight_digest
 from .graph import attributes, subgraphs
 from .layers import OnnxLayer, survey
 
@@ -60,15 +60,9 @@ def _digest(tensor: onnx.TensorProto, *, transposed: bool) -> bytes:
     return weight_digest(str(tensor.data_type), values.shape, values)
 
 
-def weight_fingerprints(layers: Iterable[OnnxLayer]) -> dict[str, str]:
-    """The fingerprint of the weight of each of `layers`, by name; matrices count as [inputs, outputs]."""
-    weights = {each.name: each.weight.T if each.layout == "OI" else each.weight for each in layers}
-    return {
-        name: fingerprint_of(KIND, [weight_digest(weight.dtype.name, weight.shape, weight)])
-        for name, weight in weights.items()
-    }
-
-
-def given(model: onnx.ModelProto, name: str) -> Given:
-    """What tells whether `model`, called `name`, was recorded."""
-    return Given(name, KIND, lambda: fingerprint(model), lambda: weight_fingerprints(survey(model)[0]))
+def fingerprints(model: onnx.ModelProto, layers: Iterable[OnnxLayer] | None = None) -> Fingerprints:
+    """The fingerprint of `model`, and those of the weights of its `layers`; matrices count as [inputs, outputs]."""
+    found = survey(model)[0] if layers is None else layers
+    weights = {each.name: each.weight.T if each.layout == "OI" else each.weight for each in found}
+    digests = {name: weight_digest(each.dtype.name, each.shape, each) for name, each in weights.items()}
+    return Fingerprints(fingerprint(model), {name: fingerprint_of(KIND, [each]) for name, each in digests.items()})

@@ -132,7 +132,7 @@ class LeftOut:
     """An operator that is not handled, and why; `quantized` if its weight is known to be stored as codes.
 
     `weights` names the matrices that it reads. `multiplies` is false for an operator without a weight to multiply by.
-    `kept` is as in `LayerCorrection`.
+    `uncorrected` is as in `LayerCorrection`.
     """
 
     name: str
@@ -141,7 +141,7 @@ class LeftOut:
     quantized: bool = False
     weights: tuple[str, ...] = ()
     multiplies: bool = True
-    kept: str = ""
+    uncorrected: str = ""
 
 
 class _NotALayerError(Exception):

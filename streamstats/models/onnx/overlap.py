@@ -1,4 +1,4 @@
-"""Whether held-out samples were calibrated with: then what they say holds for no other samples."""
+"""Whether held-out samples were calibrated with: then their figures do not hold for new samples."""
 
 from __future__ import annotations
 

@@ -179,8 +179,8 @@ def measure(
         statistics,
         name=name,
         nonfinite=nonfinite,
-        model_fingerprint=wanted.fingerprint,
-        weight_fingerprints=wanted.weights,
+        model_fingerprint=wanted.fingerprints.model,
+        weight_fingerprints=wanted.fingerprints.weights,
     )
     progress.begin(_stage("measuring", run, targets))
     visit_rows(run, targets, partial(_append, meter, rows), progress)
@@ -273,9 +273,9 @@ def _write_samples(
 
     Returns the number of rows that each target now has in addition.
     """
-    place, rows = recorded_at(store, part), Counter[str]()
+    place, rows, known = recorded_at(store, part), Counter[str](), wanted.fingerprints
     is_new = not place.exists()
-    recorder = Recorder(store, part=part, model_fingerprint=wanted.fingerprint, weight_fingerprints=wanted.weights)
+    recorder = Recorder(store, part=part, model_fingerprint=known.model, weight_fingerprints=known.weights)
     try:
         with recorder:
             visit_rows(run, targets, partial(_append, recorder, rows), progress)

@@ -100,7 +100,7 @@ def _check_same_network(
     """Raise `UsageError` if none of the layers has a counterpart, not even one that differs by more than rounding."""
     if matched or any(each.reason != UNMATCHED for each in without):
         return
-    others = told((each.name, each.reason) for each in left_out if each.multiplies and not each.kept)
+    others = told((each.name, each.reason) for each in left_out if each.multiplies and not each.uncorrected)
     raise UsageError(
         f"no layer of {quantized} has a weight close to one of {original}; expected models of the same network; if "
         "they are, correct from mean outputs (--outputs), which needs no weights"

@@ -8,29 +8,28 @@ from typing import TYPE_CHECKING
 
 from ...errors import UsageError, listed
 from ...storage.names import safe_name
-from .graph import load_model
 from .layers import survey
 
 if TYPE_CHECKING:
     import onnx
 
 
-def tensor_names(model: str | Path, layers: Iterable[str]) -> dict[str, str]:
-    """Layer → tensor, for the `layers` that were recorded of the model.
+def tensor_names(model: onnx.ModelProto, path: str | Path, layers: Iterable[str]) -> dict[str, str]:
+    """Layer → tensor, for the `layers` that were recorded of the `model` at `path`.
 
     If all of them are layers of the model, it is the tensor that each reads; otherwise, they are tensors, whose names
     may have lost a leading `/`. Raises `UsageError` for a layer that is neither.
     """
-    loaded, wanted = load_model(model), list(layers)
-    inputs = {layer.name: layer.input for layer in survey(loaded)[0]}
+    wanted = list(layers)
+    inputs = {layer.name: layer.input for layer in survey(model)[0]}
     if wanted and all(layer in inputs for layer in wanted):
         return {layer: inputs[layer] for layer in wanted}
-    tensors = _by_safe_name(loaded)
+    tensors = _by_safe_name(model)
     unknown = [layer for layer in wanted if layer not in tensors]
     if unknown:
         unknown = [layer for layer in unknown if layer not in inputs] or unknown
         raise UsageError(
-            f"{model} has no tensor for {listed(unknown)}; expected the model that was recorded; name the tensors with "
+            f"{path} has no tensor for {listed(unknown)}; expected the model that was recorded; name the tensors with "
             "--names"
         )
     return {layer: tensors[layer] for layer in wanted}

@@ -6,14 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from types import MappingProxyType
 from typing import NamedTuple
 
 from ...errors import UsageError, listed, one_of, suggestion
 from ..account import NOT_CHOSEN
+from ..fingerprints import Fingerprints
 from .accounts import nothing_found
 from .constants import constant_names
-from .fingerprint import fingerprint, weight_fingerprints
+from .fingerprint import fingerprints
 from .graph import check_opset, load_model
 from .layers import LeftOut, OnnxLayer, survey
 from .quantizable import quantizable_tensors
@@ -25,8 +25,8 @@ TENSORS = (LAYER_INPUTS, QUANTIZABLE) = ("layers", "quantizable")
 class Wanted(NamedTuple):
     """What to record: the inputs of `layers`, and `tensors`, of which `constant` ones are the same for all samples.
 
-    `inputs` are the tensors that the layers of the model read, chosen or not, by name; `weights` are the fingerprints
-    of their weights. `path` and `fingerprint` are those of the model, empty if unknown.
+    `inputs` are the tensors that the layers of the model read, chosen or not, by name; `path` and `fingerprints` are
+    those of the model, empty if unknown.
     """
 
     layers: Sequence[OnnxLayer]
@@ -34,8 +34,7 @@ class Wanted(NamedTuple):
     tensors: Sequence[str] = ()
     constant: frozenset[str] = frozenset()
     path: str = ""
-    fingerprint: str = ""
-    weights: Mapping[str, str] = MappingProxyType({})
+    fingerprints: Fingerprints = Fingerprints()
 
     @property
     def all_tensors(self) -> list[str]:
@@ -51,7 +50,7 @@ def wanted_of(path: str | Path, globs: Sequence[str] | None, tensors: str) -> tu
     check_opset(model, path)
     layers, skipped = survey(model)
     inputs = {layer.name: layer.input for layer in layers}
-    known = (str(path), fingerprint(model), weight_fingerprints(layers))
+    known = (str(path), fingerprints(model, layers))
     if tensors == LAYER_INPUTS:
         chosen, skipped = _chosen(path, layers, skipped, globs)
         return Wanted(chosen, inputs, (), frozenset(), *known), skipped

@@ -18,6 +18,7 @@ from ...correction import BiasCorrector, TapBiasCorrector
 from ...errors import MismatchError, UsageError, listed
 from ...layouts import TRANSPOSED, Geometry
 from ...outputs.results import Results, open_results
+from ..fingerprints import check_recorded
 from ..linear import (
     EXACT,
     NEVER_QUANTISED,
@@ -29,7 +30,7 @@ from ..linear import (
     planned_correction,
 )
 from .account import Account
-from .fingerprint import check_recorded
+from .fingerprint import fingerprints
 from .folding import Folded, folded_weight
 from .layers import MATRICES, ModelLayer, geometry_of, layers_of
 from .library import Array, reals
@@ -71,7 +72,8 @@ def apply_correctors(
     they run. Modules have the same names in both, or those that fusing gives them; batch normalisation may have been
     folded. `correctors` is the folder that `streamstats run` left. A module without a bias gets one. `account`, what
     the recording yielded, knows the biases of parameters that belong to no linear module. With `other_weights`,
-    correctors count although they were recorded from a model with other parameters. A model can be corrected only once.
+    correctors count although they were recorded from a model with another fingerprint. A model can be corrected only
+    once.
 
     Returns what was done for each layer: its `outcome` is corrected, unchanged, never quantised, or refused. Raises
     `UsageError` if no layer has a corrector, `MismatchError` for correctors of another model or of other channels, and
@@ -100,7 +102,14 @@ def planned(
     if getattr(quantized, MARK, False):
         raise UsageError("the quantised model has already been corrected; give it as its quantiser left it")
     results, layers = open_results(Path(correctors)), layers_of(model)
-    differs = check_recorded(Path(correctors), model, results.layers, other_weights=other_weights)
+    differs = check_recorded(
+        Path(correctors),
+        results.layers,
+        fingerprints(model),
+        f"the {type(model).__name__} that is given",
+        "give `other_weights=True`",
+        other_weights=other_weights,
+    )
     loose = loose_parameters(model, layers)
     if not {*(each.name for each in layers), *(each.name for each in loose)} & set(results.layers):
         names = [layer.name for layer in layers]
@@ -109,7 +118,7 @@ def planned(
     plan = [correcting.planned(layer) for layer in _wanted(layers, results)]
     plan += LooseParameters(model, quantized, loose, layers, account).planned(results)
     found = [each.correction for each in plan]
-    if not any(each.term is not None or each.kept == UNCHANGED for each in found):
+    if not any(each.term is not None or each.uncorrected == UNCHANGED for each in found):
         raise MismatchError(f"no module was corrected; the first, {found[0].layer}: {found[0].reason}")
     return Twin(quantized, plan, differs)
 
@@ -166,8 +175,9 @@ class _Correcting:
         except MismatchError as error:
             raise _RefusedError(str(error)) from error
         if _is_same(own, folded.weight, found.values):
-            kept = UNCHANGED if found.quantises else NEVER_QUANTISED
-            return Planned(LayerCorrection(layer.name, quantized=found.quantises, kept=kept, reason=REASONS[kept]))
+            outcome = UNCHANGED if found.quantises else NEVER_QUANTISED
+            reason = REASONS[outcome]
+            return Planned(LayerCorrection(layer.name, quantized=found.quantises, uncorrected=outcome, reason=reason))
         linear = _linear(layer, folded.weight, corrector)
         rounding = Rounding(layer, linear, found.values, corrector, folded.norm)
         return Planned(planned_correction(linear, corrector, folded.weight, found.values), place, rounding)

@@ -1,16 +1,15 @@
-"""The fingerprints of a torch model and of the weights of its layers: those of its parameters.
+"""The fingerprints of a torch model: of its parameters, and of the buffers that its outputs depend on.
 
-They are unknown where a process has only a part of them, or none yet: ranks would disagree about the model.
+Running statistics of normalisations are such buffers: re-estimated, they change the inputs of all later layers.
+Fingerprints are unknown where a process has only a part of the model, or none yet: ranks would disagree about it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from ..fingerprints import Given, fingerprint_of, weight_digest
-from ..fingerprints import check_recorded as check
+from ..fingerprints import Fingerprints, fingerprint_of, weight_digest
 from .layers import layers_of
 from .library import library, to_numpy
 from .ranks import is_one_of_several
@@ -19,28 +18,25 @@ if TYPE_CHECKING:
     import torch
 
 KIND = "torch"
-
-
-class Fingerprints(NamedTuple):
-    """That of a model, empty if unknown, and that of the weight of each layer whose weight is a parameter, by name."""
-
-    model: str
-    weights: dict[str, str]
+QUANTISERS = ("torch.ao.", "torchao.")
+"""Where the observers and fake quantisers are defined that a copy of the model may have in addition."""
 
 
 def fingerprints(model: torch.nn.Module) -> Fingerprints:
-    """The fingerprints of `model`."""
-    parameters = [*model.parameters()]
-    if is_one_of_several() or any(type(each) is not library().nn.Parameter or each.is_meta for each in parameters):
-        return Fingerprints("", {})
-    digests = {id(each): _digest(each) for each in parameters}
-    weights = {
+    """The fingerprint of `model`, and those of the weights of its layers that are parameters."""
+    torch = library()
+    weights = [*model.parameters(), *_buffers(model)]
+    whole = all(type(each) in (torch.nn.Parameter, torch.Tensor) and not each.is_meta for each in weights)
+    if is_one_of_several() or not whole:
+        return Fingerprints()
+    digests = {id(each): _digest(each) for each in weights}
+    known = {
         layer.name: _digest(layer.parameter[layer.rows]) if layer.rows else digests[id(layer.parameter)]
         for layer in layers_of(model)
         if id(layer.parameter) in digests
     }
-    found = {name: fingerprint_of(KIND, [digest]) for name, digest in weights.items()}
-    return Fingerprints(fingerprint_of(KIND, digests.values()), found)
+    by_layer = {name: fingerprint_of(KIND, [digest]) for name, digest in known.items()}
+    return Fingerprints(fingerprint_of(KIND, digests.values()), by_layer)
 
 
 def fingerprint(model: torch.nn.Module) -> str:
@@ -48,18 +44,17 @@ def fingerprint(model: torch.nn.Module) -> str:
     return fingerprints(model).model
 
 
-def _digest(parameter: Any) -> bytes:
-    return weight_digest(str(parameter.dtype), parameter.shape, to_numpy(parameter))
+def _digest(weight: torch.Tensor) -> bytes:
+    return weight_digest(str(weight.dtype), weight.shape, to_numpy(weight))
 
 
-def check_recorded(out: Path, model: torch.nn.Module, layers: Iterable[str], *, other_weights: bool) -> str:
-    """What `fingerprints.check_recorded` finds for `model`, and raises."""
-    known: list[Fingerprints] = []
+def _buffers(model: torch.nn.Module) -> Iterator[torch.Tensor]:
+    """The buffers of floats that are saved with `model`, without those of what observes or quantises it.
 
-    def found() -> Fingerprints:
-        known[:] = known or [fingerprints(model)]
-        return known[0]
-
-    name = f"the {type(model).__name__} that is given"
-    given = Given(name, KIND, lambda: found().model, lambda: found().weights)
-    return check(out, given, layers, "give `other_weights=True`", other_weights=other_weights)
+    Integers count batches, or hold indices; buffers that are not saved follow from the others.
+    """
+    for module in model.modules():
+        if not type(module).__module__.startswith(QUANTISERS):
+            for name, buffer in module.named_buffers(recurse=False):
+                if buffer.is_floating_point() and name not in module._non_persistent_buffers_set:
+                    yield buffer

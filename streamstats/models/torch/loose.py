@@ -91,7 +91,7 @@ class LooseParameters:
         stored = self._copies.get(each.path)
         if stored is None or not np.array_equal(reals(each.parameter), reals(stored)):
             return None
-        return LayerCorrection(name, type(each.module).__name__, kept=NEVER_QUANTISED, reason=SAME)
+        return LayerCorrection(name, type(each.module).__name__, uncorrected=NEVER_QUANTISED, reason=SAME)
 
     def _planned(self, each: LooseParameter, corrector: BiasCorrector) -> Planned:
         use = self._use(each)

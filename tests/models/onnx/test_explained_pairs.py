@@ -18,6 +18,7 @@ from onnxruntime import InferenceSession
 from told import Told
 
 from streamstats import MeanBiasCorrector
+from streamstats.errors import MismatchError
 from streamstats.models.harm import HARMFUL, WORSE
 from streamstats.models.onnx.correct import How, correct_quantized
 from streamstats.models.onnx.iterative import Iterative
@@ -303,10 +304,16 @@ def test_a_factor_is_warned_of_unless_another_layer_undoes_it(
 
     path = quantized(network_of(factors), tmp_path, x, "qdq")
     onnx.save(network_of({}), tmp_path / "float.onnx")
-    told = Told()
-    correct_quantized(tmp_path / "float.onnx", path, run_out(tmp_path, x), None, progress=told)
-    warned = [each.split()[5] for each in told.messages if each.startswith("warning: the weight of layer")]
-    assert warned == kept
+    told, out = Told(), run_out(tmp_path, x)
+    correct_quantized(tmp_path / "float.onnx", path, out, None, progress=told)
+    said = f"warning: weights of {path} are multiples of the float model's, and no corrected layer undoes that: "
+    warned = [each.removeprefix(said).partition(";")[0] for each in told.messages if each.startswith(said)]
+    assert warned == ([", ".join(f"{layer} (0.5 times)" for layer in kept)] if kept else [])
+    onnx.save(network_of({"b1": 2}), tmp_path / "other.onnx")
+    told.messages.clear()
+    with pytest.raises(MismatchError, match="other weights than"):
+        correct_quantized(tmp_path / "other.onnx", path, out, None, progress=told)
+    assert not told.messages, "the model is refused first"
 
 
 @pytest.mark.parametrize("form", ["qdq", "codes"])
@@ -319,7 +326,7 @@ def test_biases_tell_that_one_factor_without_a_node_is_one_of_the_outputs(tmp_pa
     done = correct_quantized(*models, run_out(tmp_path, x), tmp_path / "fixed.onnx", progress=told)
     first = next(each for each in done.layers if each.layer == "first")
     assert first.corrected, first.reason
-    assert any("warning: the weight of layer first is 0.1 times that" in each for each in told.messages)
+    assert any("undoes that: first (0.1 times); unless" in each for each in told.messages)
     mean = np.stack([x[:, :, i : i + 2, j : j + 2].mean(axis=(0, 2, 3)) for i in range(3) for j in range(3)], axis=-1)
     expected = np.einsum("oit,it->o", (weight * 0.1 - stored_weight(path)).reshape(OUTPUTS, CHANNELS, 9), mean)
     assert np.linalg.norm(first.term - expected) < 0.1 * np.linalg.norm(expected)
