@@ -174,6 +174,4 @@ def test_a_result_says_that_another_model_was_counted(tmp_path: Path) -> None:
     done = correct(later, rounded(later), tmp_path / "out", other_weights=True)
     said = "layer 0 was recorded with another weight than it has in the Sequential that is given"
     assert said in done.provenance()["other_weights"]
-        "layer 0 was recorded with another weight than it has in the Sequential" in done.provenance()["other_weights"]
-    )
     assert correct(model, rounded(model), tmp_path / "out").provenance()["other_weights"] is None
