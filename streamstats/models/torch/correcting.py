@@ -102,16 +102,17 @@ def planned(
     if getattr(quantized, MARK, False):
         raise UsageError("the quantised model has already been corrected; give it as its quantiser left it")
     results, layers = open_results(Path(correctors)), layers_of(model)
+    loose = loose_parameters(model, layers)
+    own = {*(each.name for each in layers), *(each.name for each in loose)}
     differs = check_recorded(
         Path(correctors),
-        results.layers,
+        [name for name in results.layers if name in own],
         fingerprints(model),
         f"the {type(model).__name__} that is given",
         "give `other_weights=True`",
         other_weights=other_weights,
     )
-    loose = loose_parameters(model, layers)
-    if not {*(each.name for each in layers), *(each.name for each in loose)} & set(results.layers):
+    if own.isdisjoint(results.layers):
         names = [layer.name for layer in layers]
         raise UsageError(f"{correctors} holds no layer of the model; its layers are: {listed(names)}")
     correcting = _Correcting(model, Copy(quantized), layers, results)

@@ -253,3 +253,16 @@ def test_merging_swapped_layers_is_refused(tmp_path: Path) -> None:
         measure(tmp_path / f"{at}.onnx", tmp_path / f"{at}.npy", tmp_path / f"out{at}")
     outs = [tmp_path / "out0", tmp_path / "out1"]
     one_line(lambda: merge(outs, tmp_path / "both"), MismatchError, "layer a", "the fingerprints of the weight are")
+
+
+def test_an_export_names_tensors_as_the_model_does_that_is_given(tmp_path: Path) -> None:
+    """Layers have the names that were recorded, but another export may name tensors anew."""
+    model = multilayer("m0", "m3")
+    out = recorded(tmp_path, model)
+    for node, tensor in ((model.graph.node[0], "output"), (model.graph.node[1], "input")):
+        getattr(node, tensor)[0] = "other"
+    onnx.save(model, tmp_path / "again.onnx")
+    command = ["export", str(out), "-o", str(tmp_path / "ranges.json"), "--format", "onnxruntime", "--method", "minmax"]
+    main([*command, "--model", str(tmp_path / "again.onnx")])
+    found = json.loads((tmp_path / "ranges.json").read_text())
+    assert [name for name in ("x", "t1", "other") if name in json.dumps(found)] == ["x", "other"]
