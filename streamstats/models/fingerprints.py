@@ -21,9 +21,6 @@ from ..errors import MismatchError, listed
 from ..outputs.manifest import MANIFEST, LayerEntry
 from ..outputs.results import open_results
 
-OTHERWISE = "add --other-weights"
-"""What the command line says to do about a difference that is meant."""
-
 
 def weight_digest(dtype: str, shape: Sequence[int], values: npt.NDArray[Any] | bytes) -> bytes:
     """The SHA-256 of a weight: its dtype, its shape and its values, which may be bytes."""
@@ -53,7 +50,7 @@ def check_recorded(
     layers: Iterable[str],
     given: Fingerprints,
     name: str,
-    otherwise: str = OTHERWISE,
+    otherwise: str,
     *,
     other_weights: bool = False,
 ) -> str:

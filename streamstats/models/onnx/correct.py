@@ -417,8 +417,14 @@ def _with_means(
     subject: Subject, correctors: str | Path, how: How, progress: Progress, plainer: Sequence[Subject] = ()
 ) -> _Correcting:
     """The correction of `subject`; each that is plainer has those after it as plainer ones."""
-    names, given = [layer.name for layer in subject.layers], fingerprints(subject.original)
-    differs = check_recorded(Path(correctors), names, given, subject.name, other_weights=how.other_weights)
+    differs = check_recorded(
+        Path(correctors),
+        [layer.name for layer in subject.layers],
+        fingerprints(subject.original),
+        subject.name,
+        how.advice.other_weights,
+        other_weights=how.other_weights,
+    )
     if differs:
         progress.say(f"warning: {differs}; the means of that model are used nevertheless")
     others: list[_Correcting] = []

@@ -18,6 +18,7 @@ from ...correction import BiasCorrector, TapBiasCorrector
 from ...errors import MismatchError, UsageError, listed
 from ...layouts import TRANSPOSED, Geometry
 from ...outputs.results import Results, open_results
+from ..advice import IN_TORCH
 from ..fingerprints import check_recorded
 from ..linear import (
     EXACT,
@@ -109,7 +110,7 @@ def planned(
         [name for name in results.layers if name in own],
         fingerprints(model),
         f"the {type(model).__name__} that is given",
-        "give `other_weights=True`",
+        IN_TORCH.other_weights,
         other_weights=other_weights,
     )
     if own.isdisjoint(results.layers):
