@@ -53,7 +53,7 @@ def use(client: ss.Client, folder: Path) -> None:
 
     weights = generator.normal(size=(4, 8)).astype(np.float32)
     rounded = ss.fake_quantize(weights, bits=3)
-    terms = client.corrections(job.id, {"fc": weights}, {"fc": rounded}, ["OI"])
+    terms = client.corrections(job, {"fc": weights}, {"fc": rounded}, ["OI"])
     print("add to the bias of fc:", np.round(terms["fc"], 4))
 
 

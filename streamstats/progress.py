@@ -83,8 +83,8 @@ QUIET = Quiet()
 class Lines(Quiet):
     """Turns reports into lines: one for each stage and message, and one every few seconds about the finished rows.
 
-    A stage without a size in bytes is measured in rows. A context manager: it ends the last stage, which gets a line
-    about its end. Subclasses say where lines go.
+    A stage gets one line about its end, as soon as all its rows are finished. A stage without a size in bytes is
+    measured in rows. A context manager: it ends the last stage. Subclasses say where lines go.
     """
 
     def __init__(self) -> None:
@@ -111,14 +111,22 @@ class Lines(Quiet):
         self.beside = "".join(f", {part}" for part in parts)
 
     def show(self, meter: Meter) -> None:
-        """Say how far the stage has come, unless that was said just before."""
-        if time.monotonic() - meter.last_line >= LINE_SECONDS:
+        """Say that the stage is done or, unless that was said just before, how far it has come."""
+        if meter.ended is not None:
+            self.tell_end(meter)
+        elif time.monotonic() - meter.last_line >= LINE_SECONDS:
             self._say_rows(meter)
 
     def end(self, *, failed: bool = False) -> None:
         """End the stage, if there is one; one that has `failed` gets no line about its end."""
         meter, self.meter = self.meter, None
         if meter is not None and not failed:
+            self.tell_end(meter)
+
+    def tell_end(self, meter: Meter) -> None:
+        """Say, once, how far the stage had come at its end."""
+        if not meter.end_told:
+            meter.end_told = True
             self._say_rows(meter)
 
     def _say_rows(self, meter: Meter) -> None:
@@ -157,6 +165,7 @@ class Meter:
     started: float = field(default_factory=time.monotonic)
     last_line: float = field(default_factory=time.monotonic)
     ended: float | None = None
+    end_told: bool = False
 
     @property
     def elapsed(self) -> float:

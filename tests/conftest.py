@@ -16,7 +16,7 @@ collect_ignore = ["matrix"]
 
 pytest.register_assert_rewrite("laws", "graphs")
 
-settings.register_profile("streamstats", deadline=None, max_examples=40)  # speed belongs to the benchmarks
+settings.register_profile("streamstats", deadline=None, max_examples=25)  # speed belongs to the benchmarks
 settings.register_profile("thorough", deadline=None, max_examples=400)  # for `make soak`
 settings.load_profile("streamstats")
 

@@ -1,9 +1,8 @@
-"""`compare`: two outputs, or the results of jobs of a service, which are downloaded for as long as that takes."""
+"""`compare`: two outputs, or the results of jobs of a service, of which it downloads the statistics for that time."""
 
 from __future__ import annotations
 
 import math
-import re
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,8 +22,6 @@ NAMED = 8
 """How many layers notes name at most."""
 LONGEST_CELL = 60
 """Characters of a description in a table."""
-JOB = re.compile("[0-9a-f]{16}")
-"""The id of a job."""
 
 
 def compare(options: Namespace) -> int:
@@ -55,15 +52,19 @@ def compare(options: Namespace) -> int:
 
 @contextmanager
 def _folders(options: Namespace) -> Iterator[list[Path]]:
-    """The two outputs; in place of a job's id, a folder with its results for as long as they are compared."""
+    """The two outputs; in place of a job's id, a folder with its statistics for as long as they are compared."""
+    from ..outputs.manifest import MANIFEST
+    from ..outputs.results import STATE
+    from ..service.messages import JOB_ID
+
     named = [options.first, options.second]
-    jobs = [each for each in named if JOB.fullmatch(each) and not Path(each).exists()]
+    jobs = [each for each in named if JOB_ID.fits(each) and not Path(each).exists()]
     with TemporaryDirectory(prefix="streamstats-compare-") as folder:
         fetched = {job: Path(folder) / job for job in dict.fromkeys(jobs)}
         if fetched:
             with client_of(options) as client:
                 for job, target in fetched.items():
-                    client.fetch(job, target)
+                    client.fetch(job, target, files=(MANIFEST, f"{STATE}/*"))
         yield [fetched.get(each, Path(each)) for each in named]
 
 

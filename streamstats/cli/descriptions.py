@@ -204,8 +204,9 @@ there. This reads the rows once more. If it ends with an error, nothing has chan
 
 Layers that read the same array forget together, even if only one of their names matches; all of them are listed.
 
-It cannot be undone in this output, not even with `run --restart`. To get the rows back, run into another output, which
-counts all rows of the store, or append them to the store again, as new rows. If in doubt, copy the output first.
+Forgetting cannot be undone in this output, not even with `run --restart`. To get the rows back, run into another
+output, which counts all rows of the store, or append them to the store again, as new rows. If in doubt, copy the output
+first.
 """
 
 MERGE = """\
@@ -452,8 +453,8 @@ Jobs that have ended keep what they counted; with --forget, those that are yours
   streamstats withdraw team-a block1/project activations.npy
   streamstats withdraw team-a block1/project --key batch-17 --forget
 
-Name what was sent by the files, unchanged, or by its key. The rows stay in the store, which can be deleted. It cannot
-be undone: to have the activations counted after all, send them again with a new --key.
+Name what was sent by the files, unchanged, or by its key. The rows stay in the store, which can be deleted. A
+withdrawal cannot be undone: to have the activations counted after all, send them again with a new --key.
 {SERVICE_ENVIRONMENT}"""
 
 TOKEN = f"""\

@@ -55,7 +55,12 @@ class Shown(Lines):
         bar, self._bar = self._bar, None
         if bar is not None:
             bar.stop()
-        super().end(failed=failed or bar is not None or self._brief)
+        super().end(failed=failed or bar is not None)
+
+    def tell_end(self, meter: Meter) -> None:
+        """As `Lines.tell_end`, unless lines are brief."""
+        if not self._brief:
+            super().tell_end(meter)
 
 
 def _started_bar(meter: Meter) -> bars.Progress:

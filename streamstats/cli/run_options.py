@@ -189,8 +189,12 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("first", type=local, metavar="OUT1", help="the output folder of a run or a merge, or a job")
-    parser.add_argument("second", type=local, metavar="OUT2", help="the output folder, or the job, to compare with it")
+    parser.add_argument(
+        "first", type=local, metavar="OUT1", help="the output of a run or a merge, or the id of a job of a service"
+    )
+    parser.add_argument(
+        "second", type=local, metavar="OUT2", help="the output, or the id of the job, to compare with it"
+    )
     parser.add_argument(
         "--threshold",
         metavar="X",

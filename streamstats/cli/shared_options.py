@@ -9,7 +9,7 @@ from typing import Any
 
 from ..address import SERVICE_URL, local_path
 from ..errors import UsageError, one_of, suggestion
-from ..service.retrying import PATIENCE_SECONDS
+from ..service.retrying import PATIENCE_SECONDS, QUICK_SECONDS
 from .descriptions import SUMMARIES
 
 METHODS = ("minmax", "percentile", "mse", "entropy")
@@ -138,7 +138,8 @@ def add_service(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         type=float,
         default=PATIENCE_SECONDS,
-        help="how long to try again if the service does not respond, for submit, send and watch; default: %(default)s",
+        help="how long to try again if the service does not respond, for submit, send and watch; at most "
+        f"{QUICK_SECONDS:.0f} s for other requests; default: %(default)s",
     )
 
 

@@ -14,6 +14,7 @@ import re
 import ssl
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from stat import S_ISREG
 from types import TracebackType
@@ -232,18 +233,21 @@ class Client:
         """The statistics of a layer, with the lists `per_channel`."""
         return self._json("GET", f"{_path(job)}/layers/{quote(layer)}")
 
-    def fetch(self, job: JobOrId, folder: str | Path) -> int:
+    def fetch(self, job: JobOrId, folder: str | Path, *, files: str | Sequence[str] = "*") -> int:
         """Write the files of the current result set to `folder` and return the number of the set.
 
+        `files` is a glob for the names of the files to write, or several: `("manifest.json", "state/*")`.
         Raises `UsageError` if the folder holds anything, `DataError` if a file differs from its SHA-256, `OutputError`.
         """
         target = Path(folder)
         if target.exists() and (not target.is_dir() or any(target.iterdir())):
             raise UsageError(f"{folder} exists and is not an empty folder; name a new one")
         found = self._viewed(FilesView, "GET", f"{_path(job)}/files")
+        globs = [files] if isinstance(files, str) else files
         for name, digest in found.files.items():
             path = inside(target, name)
-            write_bytes(path, self._file(job, found.results, name, digest))
+            if any(fnmatchcase(name, glob) for glob in globs):
+                write_bytes(path, self._file(job, found.results, name, digest))
         return found.results
 
     def _file(self, job: JobOrId, number: int, name: str, digest: str) -> bytes:

@@ -57,10 +57,18 @@ class Faults:
 
 
 class Repeated:
-    """A thread that calls `work` every `seconds`, whatever it raises, until it is ended."""
+    """A thread that calls `work` every `seconds`, whatever it raises, until it is ended or, if `once`, succeeds."""
 
-    def __init__(self, part: str, work: Callable[[], None], faults: Faults, seconds: float = RETRY_SECONDS) -> None:
-        self._part, self._work, self._faults, self._seconds = part, work, faults, seconds
+    def __init__(
+        self,
+        part: str,
+        work: Callable[[], None],
+        faults: Faults,
+        seconds: float = RETRY_SECONDS,
+        *,
+        once: bool = False,
+    ) -> None:
+        self._part, self._work, self._faults, self._seconds, self._once = part, work, faults, seconds, once
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._repeat, name=part, daemon=True)
 
@@ -78,4 +86,6 @@ class Repeated:
         while not self._ended.is_set():
             with self._faults.noted(self._part):
                 self._work()
+                if self._once:
+                    return
             self._ended.wait(self._seconds)

@@ -108,7 +108,7 @@ class JobRoutes:
     def forget(self, job: JobId, caller: Whose) -> JobView:
         """Subtract the batches that were withdrawn from what a job has counted, exactly, as a new result set."""
         self._check_owns(caller, job)
-        return self._service.jobs.forget(job)
+        return self._service.forget(job)
 
     def delete(self, job: JobId, caller: Whose) -> None:
         """Delete a job that has ended, and its results."""

@@ -195,6 +195,11 @@ class JobTable:
         row = self._database.one("SELECT forgets FROM jobs WHERE id = ?", (name,))
         return None if row is None else row["forgets"]
 
+    def store_identity(self, name: str) -> str | None:
+        """The identity of the store of the service that a job has started on; None if it has not, or is older."""
+        row = self._database.one("SELECT store_identity FROM jobs WHERE id = ?", (name,))
+        return None if row is None else row["store_identity"]
+
     def ended(self) -> list[dict[str, Any]]:
         """id, end and tags of each job that has ended, and whether it has results."""
         rows = self._database.query(

@@ -49,8 +49,9 @@ log = logging.getLogger("streamstats.service")
 class Jobs:
     """The jobs in `folder`. `start` resumes those that were running; `stop` interrupts them so that they can resume.
 
-    `complete` turns the folder and the request of a job into what its process does, just before it starts, and is told
-    whether that is only to forget rows; it raises `StreamstatsError` for a request that can no longer be met. `public`
+    `complete` turns the folder and the request of a job into what its process does, just before it starts, and the
+    identity of the store that it reads, if that is one of the service. It is told whether the job only forgets rows; it
+    raises `StreamstatsError` for a request that can no longer be met. `public`
     removes from messages what clients must not see. At most `running` jobs run at the same time, and in addition at
     most `following` jobs that follow a store; `waiting` more may be queued. No job starts while `hindrance` says why
     none can. What fails is noted in `faults`, and tried again.
@@ -60,7 +61,7 @@ class Jobs:
         self,
         table: JobTable,
         folder: Path,
-        complete: Callable[[Path, Mapping[str, Any], bool], dict[str, Any]],
+        complete: Callable[[Path, Mapping[str, Any], bool], tuple[dict[str, Any], str | None]],
         metrics: Metrics,
         faults: Faults,
         *,
@@ -174,7 +175,7 @@ class Jobs:
                 running.terminate(CANCEL_SECONDS)
         log.info("cancelled", extra={"job": name})
         self._changed(name, reordered=True)
-        return self._table.get(name)
+        return self.get(name)
 
     def forget(self, name: str) -> JobView:
         """Queue a job that has ended, to subtract withdrawn batches. Raises `NotFoundError`, `ConflictError`."""
@@ -294,7 +295,7 @@ class Jobs:
         try:
             make_folders([folder])
             forgets = self._table.forgets(job.id) is not None
-            document = self._complete(folder, job.request, forgets)
+            document, store_identity = self._complete(folder, job.request, forgets)
             write_json(folder / REQUEST, document)
         except NOT_THE_JOB:
             raise
@@ -303,7 +304,7 @@ class Jobs:
             self._changed(job.id, reordered=True)
             return
         attempt = job.attempts + 1
-        self._table.begin(job.id, attempt, document.get("store_identity"))
+        self._table.begin(job.id, attempt, store_identity)
         try:
             running = JobProcess(job, folder, self._limits, self._clock)
         except OSError as error:  # no processes, memory or files are left

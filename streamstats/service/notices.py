@@ -10,12 +10,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from sqlite3 import Row
 
-from ..errors import StreamstatsError
 from .database import Database
-from .faults import RETRY_SECONDS, Faults
+from .faults import RETRY_SECONDS, Faults, Repeated
 from .hooks import DeliveryError, Hook
 from .job_table import JobTable
 
@@ -47,13 +45,11 @@ class Notices:
             threading.Thread(target=self._work, args=(name, hook), name=f"hook {name}", daemon=True)
             for name, hook in hooks.items()
         ]
+        self._dropping = Repeated("notices of former hooks", self._drop_former, faults, once=True)
 
     def start(self) -> None:
         """Begin to deliver; notices for hooks that are no longer configured are dropped."""
-        with suppress(StreamstatsError):  # a full disk: at a later start
-            for row in self._database.query("SELECT * FROM notices"):
-                if row["hook"] not in self._hooks:
-                    self._drop(row)
+        self._dropping.start()
         for thread in self._threads:
             thread.start()
 
@@ -64,6 +60,12 @@ class Notices:
         for thread in self._threads:
             if thread.is_alive():
                 thread.join()
+        self._dropping.end()
+
+    def _drop_former(self) -> None:
+        for row in self._database.query("SELECT * FROM notices"):
+            if row["hook"] not in self._hooks:
+                self._drop(row)
 
     def wake(self) -> None:
         """Look for new notices now."""

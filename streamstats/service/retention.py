@@ -106,8 +106,8 @@ class Retention:
                 yield Expired(kind, thing, why, partial(remove, thing))
 
     def _jobs_of(self, config: RetentionConfig, now: float) -> Iterator[Expired]:
-        """The jobs that are not kept. Those without results push out none that have some: their numbers are apart, and
-        they take only the bytes that those leave.
+        """The jobs that are not kept. Jobs without results never displace jobs with results: they are counted apart,
+        and take only the bytes that the others leave.
         """
         keep = config.jobs.keep()
         if keep == Keep():

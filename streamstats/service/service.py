@@ -40,6 +40,7 @@ from .messages import (
     OWN,
     STORE_NAME,
     About,
+    JobView,
     OnnxRequest,
     RunRequest,
     SubmittedView,
@@ -228,21 +229,22 @@ class Service:
         except NotFoundError as error:
             raise UsageError(str(error)) from error
 
-    def _completed(self, folder: Path, request: Mapping[str, Any], forgets: bool) -> dict[str, Any]:
-        """What the process of a job does: the client's request, on the service's workers, without withdrawn batches."""
+    def _completed(self, folder: Path, request: Mapping[str, Any], forgets: bool) -> tuple[dict[str, Any], str | None]:
+        """What the process of a job does: the client's request, on the service's workers, without withdrawn batches.
+
+        Beside it, the identity of the store of the service that it reads, None if it reads none.
+        """
         completed = {**request, "cluster": self._cluster().model_dump(), "only_forget": forgets}
         completed["sets"] = asdict(self.config.retention.sets.keep())
-        if request["kind"] == "run":
-            source = request["source"]
-            if source.startswith(OWN):
-                store = source.removeprefix(OWN)
-                withdrawn = self.stores.batches.withdrawn(store)
-                completed["withdrawn"] = {layer: rows.ranges for layer, rows in withdrawn.items()}
-                completed["store_identity"] = self.stores.identity(store) or None
-            completed["source"] = self._resolved(source)
-        else:
-            completed["inputs"] = {path.stem: path.name for path in (folder / INPUTS).iterdir()}
-        return completed
+        if request["kind"] == "onnx":
+            return {**completed, "inputs": {path.stem: path.name for path in (folder / INPUTS).iterdir()}}, None
+        source = request["source"]
+        completed["source"] = self._resolved(source)
+        if not source.startswith(OWN):
+            return completed, None
+        store = source.removeprefix(OWN)
+        withdrawn = {layer: rows.ranges for layer, rows in self.stores.batches.withdrawn(store).items()}
+        return {**completed, "withdrawn": withdrawn}, self.stores.identity(store) or None
 
     def _cluster(self) -> ClusterConfig:
         """The workers of a job; jobs that run at once share the cores unless the configuration says otherwise."""
@@ -288,6 +290,16 @@ class Service:
         for job in self.table.reading(OWN + name):
             self.jobs.interrupt(job)
         return WithdrawnView(batch=self.stores.batches.get(name, layer, key), jobs=counted)
+
+    def forget(self, job: str) -> JobView:
+        """Queue a job that has ended, to subtract withdrawn batches. Raises `NotFoundError`, `ConflictError`."""
+        store = (self.table.get(job).source or "").removeprefix(OWN)
+        if self.table.store_identity(job) not in (None, self.stores.identity(store)):
+            raise ConflictError(
+                f"job {job} counted a store {store} that was deleted since, of which no batch can be withdrawn; "
+                "delete the job if its results must not be used"
+            )
+        return self.jobs.forget(job)
 
     # Results
 

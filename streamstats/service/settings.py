@@ -95,8 +95,9 @@ class RetentionConfig(Settings):
     jobs: Annotated[
         Retained,
         Field(
-            description="Jobs that have ended, with their results. Those without results, as most that failed, are "
-            "counted apart, and take only the bytes that the others leave."
+            description="Jobs that have ended, with their results. Jobs without results (most failed or cancelled "
+            "ones) never displace jobs with results: they are counted apart, and take only the bytes that the others "
+            "leave."
         ),
     ] = Retained()
     sets: Annotated[Retained, Field(description="Of each job: result sets that were replaced.")] = Retained(number=0)

@@ -92,7 +92,7 @@ class Stores:
 
     def _lane(self, name: str) -> Lane:
         if not STORE_NAME.fits(name):
-            raise UsageError(f"the store's name is {name[:80]!r}; expected up to 64 letters, digits, '.', '_' and '-'")
+            raise UsageError(f"the store's name is {name[:80]!r}; expected {STORE_NAME.words}")
         if name not in self._lanes:
             known = {*self.names(), *self._lanes}
             if name not in known and len(known) >= self._most_stores:

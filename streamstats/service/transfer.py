@@ -86,12 +86,12 @@ def view_of(model: type[Model], answer: httpx.Response) -> Model:
 
 
 def views_of(model: type[Model], answer: httpx.Response) -> list[Model]:
-    """The same of a list."""
+    """What `answer` says, as a list of `model`. Raises `ServiceError` for anything else."""
     return _validated(TypeAdapter(list[model]).validate_python, answer)  # type: ignore[valid-type]
 
 
 def object_of(answer: httpx.Response) -> dict[str, Any]:
-    """The same without a model."""
+    """What `answer` says, as a JSON object. Raises `ServiceError` for anything else."""
     return _validated(TypeAdapter(dict[str, Any]).validate_python, answer)
 
 
@@ -102,7 +102,7 @@ def _validated(validate: Callable[[Any], Validated], answer: httpx.Response) -> 
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         raise ServiceError(
-            f"{answer.url} answered with JSON that is none of this version ({__version__}): "
+            f"{answer.url} answered with JSON that version {__version__} does not know: "
             f"{f'{place}: ' if place else ''}{first['msg']}; check that this is the address of a service, and that it "
             "has the version of the client"
         ) from error
@@ -113,7 +113,7 @@ def _content_of(answer: httpx.Response) -> Any:
         return answer.json()
     except ValueError as error:
         raise ServiceError(
-            f"{answer.url} answered with something else than JSON; check that this is the address of a service"
+            f"{answer.url} answered with something other than JSON; check that this is the address of a service"
         ) from error
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import pytest
 from stores import Array, build_store
 
-from streamstats.cli import main
+from streamstats.cli import compare_command, main
 from streamstats.config import JobConfig
 from streamstats.jobs.run import run
 
@@ -116,6 +120,35 @@ def test_json_is_complete(outputs: dict[str, str], capsys: pytest.CaptureFixture
     (layer,) = document["layers"]
     assert layer["differing"] == ["mean", "extrema", "histogram", "spread"]
     assert layer["apart"]["worst_mean"]["channel"] == 2
+
+
+def test_of_jobs_only_what_is_compared_is_downloaded(
+    outputs: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compare_command, "client_of", lambda _: Serving(Path(outputs["first"])))
+    assert main(["compare", "0" * 16, "1" * 16]) == 0
+    assert "equal to the bit" in capsys.readouterr().err
+
+
+class Serving:
+    """A client of a service, all of whose jobs have the results in `folder`. Only statistics are asked of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def fetch(self, _job: str, folder: Path, *, files: Sequence[str]) -> None:
+        for path in filter(Path.is_file, self.folder.rglob("*")):
+            name = path.relative_to(self.folder).as_posix()
+            if any(fnmatchcase(name, glob) for glob in files):
+                assert name.startswith(("manifest.json", "state/")), name
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, folder / name)
 
 
 def test_what_describes_a_layer_differently_is_shown(

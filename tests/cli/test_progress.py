@@ -58,6 +58,19 @@ def test_a_stage_that_fails_has_no_line_at_its_end(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == ""
 
 
+def test_a_stage_gets_one_line_about_its_end_as_soon_as_it_is_done(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    with Shown() as shown:
+        shown.begin(Stage("", 10))
+        shown.advance(10)
+        assert capsys.readouterr().err.startswith("streamstats: 10/10 rows, ")
+        for _ in range(3):  # as while later steps of a job run
+            shown.advance(0)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_line_says_how_long_the_rest_takes(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

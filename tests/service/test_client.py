@@ -65,7 +65,7 @@ def test_a_service_that_fails_is_a_service_error(status: int) -> None:
 def test_a_success_that_is_not_ours_is_a_service_error() -> None:
     with answering(200, b"<h1>Welcome</h1>") as url, Client(url, "x") as client:
         for ask in (client.jobs, client.tokens, lambda: client.job("0" * 16)):
-            with pytest.raises(ServiceError, match=f"{url}.* something else than JSON"):
+            with pytest.raises(ServiceError, match=f"{url}.* something other than JSON"):
                 ask()
 
 
@@ -90,7 +90,7 @@ def test_json_that_is_no_answer_of_this_version_is_a_service_error(
     ask: Callable[[Client], object], body: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    said = "JSON that is none of this version .*the version of the client"
+    said = "JSON that version .* does not know: .*the version of the client"
     with answering(200, body) as url, Client(url, "x") as client, pytest.raises(ServiceError, match=f"{url}.* {said}"):
         ask(client)
 
@@ -139,6 +139,14 @@ def test_a_client_trusts_no_file_that_is_not_what_it_says(
     with pytest.raises(DataError, match="outside"):
         client.fetch(job.id, tmp_path / "b")
     assert not (tmp_path / "outside").exists()
+
+
+def test_a_client_fetches_the_files_that_it_is_asked_for(client: ss.Client, tmp_path: Path) -> None:
+    job = client.wait(client.submit({"kind": "run", "source": STORE}))
+    client.fetch(job, tmp_path / "one", files="state/*")
+    client.fetch(job, tmp_path / "several", files=["manifest.json", "state/*"])
+    assert [each.name for each in (tmp_path / "one").iterdir()] == ["state"]
+    assert sorted(each.name for each in (tmp_path / "several").iterdir()) == ["manifest.json", "state"]
 
 
 def test_a_client_says_what_is_wrong_with_its_address() -> None:

@@ -23,6 +23,7 @@ from served import STORE, served, wait_until
 from streamstats.errors import UsageError
 from streamstats.service.client import RefusedError
 from streamstats.service.database import Database
+from streamstats.service.errors import DamagedError
 from streamstats.service.faults import Faults
 from streamstats.service.hooks import Command, DeliveryError, Hook, Webhook, secret_in, signature
 from streamstats.service.job_table import JobTable, Submitted
@@ -181,6 +182,24 @@ def test_a_notice_outlives_the_service_and_the_job(tmp_path: Path) -> None:
     wait_until(lambda: waiting(database) == 0)  # nothing is left for the hook that is not configured any more
     notices.stop()
     assert len(later.numbers) == 1
+
+
+def test_what_keeps_notices_of_former_hooks_is_shown_and_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, faults = Database(tmp_path / "db"), Faults()
+    notices = Notices(database, ended(database, ["gone"]), {}, faults)
+    with monkeypatch.context() as damaged:
+        damaged.setattr(database, "query", lambda _: raised(DamagedError("service.sqlite is damaged")))
+        notices.start()
+        wait_until(lambda: faults.listed() == ["notices of former hooks: service.sqlite is damaged"])
+    wait_until(lambda: not faults.listed())
+    notices.stop()
+    assert waiting(database) == 0
+
+
+def raised(error: Exception) -> None:
+    raise error
 
 
 @pytest.mark.parametrize("status", [301, 404, 500])

@@ -217,7 +217,8 @@ def test_a_queued_job_is_cancelled_and_deleted(tmp_path: Path) -> None:
         wait_until(lambda: client.job(follower.id).results is not None)
         with pytest.raises(RefusedError, match="cancel it first"):
             client.delete(follower.id)
-        assert client.cancel(follower.id).state == "cancelling"
+        cancelled = client.cancel(follower.id)
+        assert (cancelled.state, cancelled.seconds > 0) == ("cancelling", True)
         assert client.wait(follower.id).state == "cancelled"
         assert client.layers(follower.id)["layers"]["fc"]["rows"] == 32  # what was counted is kept
         with pytest.raises(RefusedError, match="already cancelled"):

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from served import STORE, Served, npy, served
+from served import STORE, Served, npy, served, wait_until
 
 import streamstats as ss
 from streamstats.service.audit import Refusals
@@ -194,8 +194,7 @@ def test_a_request_that_began_before_its_token_was_revoked_is_completed(people: 
 
     def slowly() -> Iterator[bytes]:
         yield content[:10]
-        while "streamstats_ingests 1.0" not in admin._http.get("/metrics").text:
-            pass  # until the service has let the request in
+        wait_until(lambda: "streamstats_ingests 1.0" in admin._http.get("/metrics").text)  # the request was let in
         admin.revoke_token("leaving")
         yield content[10:]
 

@@ -22,6 +22,8 @@ from stores import build_store
 
 import streamstats as ss
 from streamstats.correction import MeanBiasCorrector
+from streamstats.models.advice import IN_A_JOB
+from streamstats.models.judgement import IN_FLOATS
 
 
 @pytest.fixture(scope="module")
@@ -287,6 +289,17 @@ def test_a_correction_leads_with_accuracy_and_sqnr(page: Page, service: Served, 
     onnx.checker.check_model(onnx.load(tmp_path / "corrected.onnx"))
     page.get_by_role("button", name="Show the report").click()
     expect(page.frame_locator("iframe").locator("body")).to_contain_text("SQNR")
+
+
+def test_what_limits_the_figures_of_a_correction_is_said_with_the_remedy(page: Page, corrected: str) -> None:
+    def answer(route: Route) -> None:
+        report = route.fetch().json()
+        report["judgement"]["caveat"] = IN_FLOATS  # as of a model on codes
+        route.fulfill(json=report)
+
+    page.route("**/files/report.json", answer)
+    to(page, f"/jobs/{corrected}")
+    expect(page.get_by_label("Result")).to_contain_text(f"{IN_FLOATS[0].upper()}{IN_FLOATS[1:]}: {IN_A_JOB.caveat}.")
 
 
 def as_running(page: Page, service: Served, job: str, **changes: Any) -> None:

@@ -56,6 +56,7 @@ export async function correctionOf(job, signal) {
     worse.length
       ? h("p", { class: "error", role: "alert" }, `The corrected model is worse than the quantised one: ${worse.join(", ")}.`)
       : null,
+    judged?.caveat ? h("p", { class: "small" }, caveatOf(report)) : null,
     ...layersOf(report),
     h(
       "div",
@@ -102,6 +103,12 @@ function pointsGained({ accuracy_gain: gains }) {
   if (!gain) return null;
   const [points, error] = [gain.difference, gain.standard_error].map((share) => (100 * share).toFixed(1).replace("-", "−"));
   return `gain ${points} ± ${error} points, ${gain.clear ? "beyond chance" : "which may be chance"}`;
+}
+
+/** What to know of all figures, and what to do about it, as the report says it. */
+function caveatOf({ judgement: { caveat }, advice }) {
+  const said = [caveat, advice?.caveat].filter(Boolean).join(": ");
+  return `${said[0].toUpperCase()}${said.slice(1)}.`;
 }
 
 const decibels = (value) => (!known(value) ? "–" : `${value.toFixed(1).replace("-", "−")} dB`);
