@@ -105,8 +105,8 @@ def _names(options: Namespace) -> Names | None:
 
     entries = open_results(options.output).manifest.layers
     model, otherwise = load_model(options.model), "name the tensors with --names instead of --model"
-    check_recorded(Path(options.output), entries, fingerprints(model), options.model, otherwise)
     known = {layer: each.tensor for layer, each in sorted(entries.items()) if fnmatchcase(layer, options.layers)}
+    check_recorded(Path(options.output), known, fingerprints(model), options.model, otherwise)
     unknown = [layer for layer, tensor in known.items() if not tensor]
     return {**tensor_names(model, options.model, unknown), **renamed_tensors(model, known)}
 

@@ -68,7 +68,7 @@ def test_correctors_of_another_version_of_the_model_are_refused(tmp_path: Path) 
     one_line(
         lambda: correct(tmp_path / "retrained.onnx", out, target, bits=4, how=in_a_job),
         MismatchError,
-        "fetch the results of the job, and correct with `streamstats correct --other-weights`",
+        "fetch the results of the job, and correct in Python with `How(other_weights=True)`",
     )
     correct(tmp_path / "float.onnx", out, target, bits=4)
     done = correct(tmp_path / "retrained.onnx", out, target, bits=4, how=How(other_weights=True))
@@ -273,3 +273,14 @@ def test_an_export_names_tensors_as_the_model_does_that_is_given(tmp_path: Path)
     main([*command, "--model", str(tmp_path / "again.onnx")])
     found = json.loads((tmp_path / "ranges.json").read_text())
     assert found["data"].keys() == {"x", "other"}
+
+
+def test_layers_of_two_models_in_one_store_are_exported_with_the_model_of_each(tmp_path: Path) -> None:
+    others = {"w": values(8, 8, seed=7), "v": values(8, 8, seed=8)}
+    onnx.save(multilayer("d0", "d1", weights=others), tmp_path / "d.onnx")
+    np.save(tmp_path / "x.npy", ROWS)
+    record(tmp_path / "d.onnx", tmp_path / "x.npy", tmp_path / "s.zarr")
+    out = recorded(tmp_path, multilayer("m0", "m3"))
+    command = ["export", str(out), "-o", str(tmp_path / "ranges.json"), "--format", "onnxruntime", "--method", "minmax"]
+    main([*command, "--model", str(tmp_path / "float.onnx"), "--layers", "m*"])
+    assert json.loads((tmp_path / "ranges.json").read_text())["data"].keys() == {"x", "t1"}
