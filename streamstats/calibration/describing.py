@@ -20,6 +20,7 @@ from .attributes import attributes_of, ignored_attributes
 from .encoding.chunks import ChunkKeys, Encoding, chunk_keys, encoding_of
 from .layer import Layer, check_values
 from .readers import Readers
+from .recorded_model import weights_from
 from .sources.source import Source
 
 ATTRIBUTES_KEY = "streamstats"
@@ -163,7 +164,8 @@ def _read_attributes(layer: Layer, attributes: object) -> Layer:
     if attributes.get("quantization") is not None:
         layer = layer.with_quantization(Quantization.from_metadata(attributes["quantization"]))
     tensor, rows_are, model = (str(attributes.get(key, "")) for key in ("tensor", "rows_are", "model"))
-    layer = replace(layer, tensor=tensor, rows_are=rows_are, model=model)
+    weights = weights_from(attributes.get("weights", {}))
+    layer = replace(layer, tensor=tensor, rows_are=rows_are, model=model, weights=weights)
     layer = replace(layer, order=_integer(attributes, "order", 0) if "order" in attributes else None)
     if "layers" in attributes:
         return layer.with_readers(Readers.from_metadata(attributes["layers"]))

@@ -30,7 +30,7 @@ from .addresses import ONLY, Address
 from .attributes import Attributes
 from .encoding.chunks import ChunkKeys, Encoding
 from .readers import Readers
-from .recorded_model import short_fingerprint
+from .recorded_model import Weights, short_fingerprint
 from .sources.choose import source_of
 from .sources.source import Source
 
@@ -56,8 +56,9 @@ class Layer:
     model's name of what was recorded, empty if unknown. `within` are the bins of its histogram whose values are told
     apart. `min_rows` is the number of rows below which the job is incomplete.
     `rows_are` says what a row is if it is no sample: "positions" or "parts" of samples. `model` is the fingerprint of
-    the weights of the model that was recorded, empty if unknown. `order` is its place among the layers in the order of
-    their first samples, None if unknown.
+    the weights of the model that was recorded, empty if unknown; `weights` are those of the layers that read the array,
+    as far as they are known. `order` is its place among the layers in the order of their first samples, None if
+    unknown.
     From the row `unwritten_from` on, if known, a file had room for more when it was counted, and has not been written
     since, although the array has grown.
     `mask`, itself such an array but without channels, has ones where values count and zeros where they do not.
@@ -87,6 +88,7 @@ class Layer:
     mask: Layer | None = None
     rows_are: str = ""
     model: str = ""
+    weights: Weights = ()
     order: int | None = None
     attributes: Attributes | None = None
     unwritten_from: int | None = None
@@ -227,8 +229,8 @@ class Layer:
     def check_continues(self, earlier: Layer, place: str, remedy: str) -> None:
         """Raise `MismatchError`, ending in `remedy`, unless samples of this layer can follow those of `earlier`.
 
-        `place` says who holds those, as in "the store holds". What is unknown on one side, a kernel or the model, fits
-        any.
+        `place` says who holds those, as in "the store holds". What is unknown on one side, a kernel, the model or a
+        weight, fits any.
         """
         mine, theirs = self.read_by.filled_from(earlier.read_by), earlier.read_by.filled_from(self.read_by)
         differences: dict[str, tuple[object, object]] = {
@@ -256,6 +258,11 @@ class Layer:
             raise MismatchError(
                 f"layer {self.name}: the fingerprint of the recorded model is {here}; {place} {there}; {remedy}"
             )
+        known = dict(earlier.weights)
+        for name, weight in self.weights:
+            if known.get(name, weight) != weight:
+                here, there = map(short_fingerprint, (weight, known[name]))
+                raise MismatchError(f"layer {name}: the fingerprint of its weight is {here}; {place} {there}; {remedy}")
 
 
 def arrays_of(layers: Iterable[Layer]) -> dict[str, list[Layer]]:

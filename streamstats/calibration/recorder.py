@@ -35,7 +35,7 @@ from .identity import file_key, file_range
 from .layer import Layer, described
 from .masking import given_mask, with_mask
 from .readers import readers_of
-from .recorded_model import check_model_fingerprint
+from .recorded_model import check_model_fingerprint, check_weight_fingerprints, weights_among
 from .sources.choose import source_of
 from .sources.source import Source
 from .sources.writing import IsOwn, Target, target_of
@@ -57,6 +57,8 @@ class Recorder:
 
     `model_fingerprint` identifies the weights of the model that is recorded, as a kind, a colon and a SHA-256 (hex);
     it is empty if the model is unknown. Samples of a model are not appended to those of another one.
+    `weight_fingerprints` do so for the weight of each layer, by name, as far as they are known: a layer of the same
+    name with another weight is another layer.
 
     With `buffered=False` nothing waits in memory: when `append` returns, its rows are on disk and committed, all at
     once: even if the process is killed or the power fails, the store and its readers have all of them or none.
@@ -74,10 +76,12 @@ class Recorder:
         *,
         part: str = "",
         model_fingerprint: str = "",
+        weight_fingerprints: Mapping[str, str] | None = None,
         chunk_bytes: int = DEFAULT_CHUNK_BYTES,
         buffered: bool = True,
     ) -> None:
         self._model = check_model_fingerprint(model_fingerprint)
+        self._weights = check_weight_fingerprints(weight_fingerprints)
         self._target = recorded_at(store, part)
         self._store, self._source, self._part = self._target.location, source_of(self._target.location), part
         self._chunk_bytes, self._buffered = chunk_bytes, buffered
@@ -126,9 +130,9 @@ class Recorder:
         samples, `rows_are` says what they are, such as "positions".
 
         Raises `MismatchError` if shape, dtype, channel axis, quantisation, layers, a known kernel, the shape of the
-        mask or the known fingerprint of the model differ from those of the layer, `UsageError` for a name, values or a
-        mask that a layer cannot have, and for a layer that reads another array, `OutputError` if writing fails. A call
-        that raises has appended nothing.
+        mask or a known fingerprint, of the model or a weight, differ from those of the layer, `UsageError` for a name,
+        values or a mask that a layer cannot have, and for a layer that reads another array, `OutputError` if writing
+        fails. A call that raises has appended nothing.
         """
         samples = array_of(samples)
         readers = readers_of(layer, kernel, layers)
@@ -166,7 +170,8 @@ class Recorder:
         self._open[layer] = opened
 
     def _opened(self, appended: Layer) -> _OpenLayer:
-        name, appended = appended.name, replace(appended, model=self._model)
+        name, weights = appended.name, weights_among(self._weights, appended.names)
+        appended = replace(appended, model=self._model, weights=weights)
         self._check_process()
         if self._closed:
             raise UsageError(
@@ -272,6 +277,8 @@ class Recorder:
             attributes["rows_are"] = layer.rows_are
         if layer.model:
             attributes["model"] = layer.model
+        if layer.weights:
+            attributes["weights"] = dict(layer.weights)
         self._create_array(layer, rows, attributes)
 
     def _create_mask(self, mask: Layer, layer: str, rows: int) -> None:

@@ -341,7 +341,8 @@ def merge(options: Namespace) -> None:
     """`streamstats merge OUT… -o OUT`."""
     from ..jobs.merge import merge
 
-    merged = merge(options.outputs, options.output, different_stores=options.different_stores)
+    different, other = options.different_stores, options.other_weights
+    merged = merge(options.outputs, options.output, different_stores=different, other_weights=other)
     print_layers(merged, options.json)
     say_notes({layer: found.notes for layer, found in merged.items()})
     say(f"wrote {options.output}; view it with: streamstats inspect {options.output}")

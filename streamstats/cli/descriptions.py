@@ -215,8 +215,8 @@ first.
 MERGE = """\
 Add up the outputs of several sites: of different stores, or of different rows of one store. Outputs that have counted
 the same row are refused, even if one of them read it from a copy of the store. So are outputs with rows of the same
-numbers if nothing proves whether one store has grown or two have the same name; say that there are two with
---different-stores.
+numbers if nothing proves whether one store has grown or two have the same name (say that there are two with
+--different-stores), and outputs of models with other weights.
 
   streamstats merge site1/out site2/out -o out
   streamstats merge site1/out site2/out -o out --different-stores

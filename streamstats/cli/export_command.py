@@ -98,16 +98,17 @@ def _names(options: Namespace) -> Names | None:
     if options.model is None:
         return None
     from ..models.fingerprints import check_recorded
-    from ..models.onnx.fingerprint import fingerprint
+    from ..models.onnx.fingerprint import fingerprints
     from ..models.onnx.graph import load_model
-    from ..models.onnx.tensor_names import tensor_names
+    from ..models.onnx.tensor_names import renamed_tensors, tensor_names
     from ..outputs.results import open_results
 
     entries = open_results(options.output).manifest.layers
     model, otherwise = load_model(options.model), "name the tensors with --names instead of --model"
-    check_recorded(Path(options.output), entries, fingerprint(model), options.model, otherwise)
-    layers = [layer for layer in sorted(entries) if fnmatchcase(layer, options.layers) and not entries[layer].tensor]
-    return tensor_names(model, options.model, layers)
+    known = {layer: each.tensor for layer, each in sorted(entries.items()) if fnmatchcase(layer, options.layers)}
+    check_recorded(Path(options.output), known, fingerprints(model), options.model, otherwise)
+    unknown = [layer for layer, tensor in known.items() if not tensor]
+    return {**tensor_names(model, options.model, unknown), **renamed_tensors(model, known)}
 
 
 def _missing(options: Namespace, names: Collection[str]) -> list[str]:

@@ -223,7 +223,8 @@ def _add_how(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
     how.add_argument(
         "--other-weights",
         action="store_true",
-        help="use what was recorded although the float model's weights have another fingerprint than those recorded",
+        help="use what was recorded although the float model has other weights than the one recorded; the report says "
+        "so",
     )
     both = parser.add_argument_group("how samples are run, for layer by layer and --held-out")
     both.add_argument("--mask", metavar="INPUT", help="the input of the model that is the mask")

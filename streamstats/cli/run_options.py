@@ -190,6 +190,11 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="the outputs are of different stores, even if these have one name and nothing proves it",
     )
+    parser.add_argument(
+        "--other-weights",
+        action="store_true",
+        help="merge outputs although they were recorded from models with other weights",
+    )
 
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 
 from ..calibration.addresses import Address
+from ..calibration.recorded_model import short_fingerprint, weights_among
 from ..errors import MismatchError, UsageError
 from ..outputs.copies import counted_twice, in_doubt
 from ..outputs.layer_statistics import LayerStatistics
@@ -21,15 +22,15 @@ from ..outputs.stores import located
 
 
 def merge(
-    outputs: Sequence[str | Path], output: str | Path, *, different_stores: bool = False
+    outputs: Sequence[str | Path], output: str | Path, *, different_stores: bool = False, other_weights: bool = False
 ) -> dict[str, LayerStatistics]:
     """Write the statistics over the rows of all `outputs` to `output`, another folder, and return those of each layer.
 
     Layers that only one output has are copied; of several `min_rows` for a layer, the greatest applies. With
     `different_stores`, outputs are taken for those of different stores where nothing proves the contrary, as of stores
-    of one name at two sites. Raises `UsageError` for an output without states, `MismatchError` if outputs do not fit
-    together, or have counted the same row, or may have, `DataError` for a damaged file, `OutputError` if a file cannot
-    be written.
+    of one name at two sites. Outputs of models with other weights are only merged with `other_weights`. Raises
+    `UsageError` for an output without states, `MismatchError` if outputs do not fit together, or have counted the same
+    row, or may have, `DataError` for a damaged file, `OutputError` if a file cannot be written.
 
     >>> for day, value in [("monday", 1.0), ("tuesday", 3.0)]:
     ...     meter = ss.Meter(name=day)
@@ -43,7 +44,7 @@ def merge(
     folders, target = [Path(each) for each in outputs], Path(output)
     if target.resolve() in {each.resolve() for each in folders}:
         raise UsageError(f"{output} is one of the outputs to merge; choose another folder")
-    merged = _merged(folders, different_stores=different_stores)
+    merged = _merged(folders, different_stores=different_stores, other_weights=other_weights)
     check_paths(target, merged)
     check_no_store(target)
     _check_not_of_a_run(target)
@@ -77,7 +78,7 @@ def _entries(manifests: Sequence[Manifest], merged: Mapping[str, LayerStatistics
         yield from ((name, entry) for (name, _), entry in found.items())
 
 
-def _merged(outputs: Sequence[Path], *, different_stores: bool) -> dict[str, LayerStatistics]:
+def _merged(outputs: Sequence[Path], *, different_stores: bool, other_weights: bool) -> dict[str, LayerStatistics]:
     merged: dict[str, LayerStatistics] = {}
     before: dict[Path, dict[str, LayerStatistics]] = {}
     for each in outputs:
@@ -85,6 +86,9 @@ def _merged(outputs: Sequence[Path], *, different_stores: bool) -> dict[str, Lay
         states = {name: located(found, manifest) for name, found in states_in(each, manifest).items()}
         if not states:
             raise UsageError(f"{each} has no states; expected the output folder of `streamstats run`")
+        if not other_weights:
+            for other, theirs in before.items():
+                _check_same_model(each, states, other, theirs)
         try:
             merged = _joined(merged, states)
         except MismatchError as error:
@@ -95,6 +99,37 @@ def _merged(outputs: Sequence[Path], *, different_stores: bool) -> dict[str, Lay
                 _check_no_doubt(each, states, other, theirs)
         before[each] = states
     return merged
+
+
+def _check_same_model(
+    output: Path, states: Mapping[str, LayerStatistics], other: Path, theirs: Mapping[str, LayerStatistics]
+) -> None:
+    """Raise `MismatchError` if a layer had other weights in `output` than in the `other` one, or its model had."""
+    mine, before = by_layer(states), by_layer(theirs)
+    for layer in sorted({*mine} & {*before}):
+        here, there = mine[layer], before[layer]
+        for what, left, right in (
+            ("model", here.models, there.models),
+            ("weight", [each for _, each in here.weights], [each for _, each in there.weights]),
+        ):
+            if _differ(left, right):
+                raise MismatchError(
+                    f"{output}: layer {layer} was recorded from a model with other weights than in {other}: the "
+                    f"fingerprints of the {what} are {_shown(left)} and {_shown(right)}; merge outputs of one model; "
+                    "if the inputs of its layers are nevertheless the same, add --other-weights (in Python, "
+                    "`other_weights=True`)"
+                )
+
+
+def _differ(left: Collection[str], right: Collection[str]) -> bool:
+    """Whether fingerprints differ; those of different kinds cannot be compared."""
+    kinds = {each.partition(":")[0] for each in left} & {each.partition(":")[0] for each in right}
+    mine, theirs = ({each for each in side if each.partition(":")[0] in kinds} for side in (left, right))
+    return mine != theirs
+
+
+def _shown(fingerprints: Collection[str]) -> str:
+    return " + ".join(map(short_fingerprint, fingerprints))
 
 
 def _check_no_copy(
@@ -156,7 +191,8 @@ def _part(found: LayerStatistics, name: str, layers: Sequence[str]) -> LayerStat
     """What `layers` read of `found`, under the `name` of another array."""
     readers = found.read_by.among(layers)
     part = for_kernel(found, readers.kernel)
-    return replace(part, layer=name, readers=None if readers.is_only(name) else readers)
+    weights = weights_among(found.weights, layers)
+    return replace(part, layer=name, readers=None if readers.is_only(name) else readers, weights=weights)
 
 
 def _check_not_of_a_run(output: Path) -> None:

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ..calibration.layer import Layer, described
 from ..calibration.masking import given_mask, positions_of
 from ..calibration.readers import readers_of
-from ..calibration.recorded_model import check_model_fingerprint
+from ..calibration.recorded_model import check_model_fingerprint, check_weight_fingerprints, weights_among
 from ..calibration.tensors import array_of
 from ..coverage import Coverage
 from ..errors import NonFiniteError, UsageError, counted
@@ -38,8 +38,8 @@ class Meter:
 
     `name` identifies the samples in outputs. Rows of the same name and number are the same rows, so that merging never
     counts a row twice: give different samples different names. With `nonfinite="skip"`, NaN and infinities are only
-    counted. `model_fingerprint` is that of `Recorder`. Raises `UsageError` for an unknown statistic, another value of
-    `nonfinite`, and what is no fingerprint.
+    counted. `model_fingerprint` and `weight_fingerprints` are those of `Recorder`. Raises `UsageError` for an unknown
+    statistic, another value of `nonfinite`, and what is no fingerprint.
 
     >>> meter = ss.Meter(["squares"])
     >>> meter.append("fc", np.array([[1.0, 2.0], [3.0, 4.0]]))
@@ -54,11 +54,13 @@ class Meter:
         name: str = "meter",
         nonfinite: str = "error",
         model_fingerprint: str = "",
+        weight_fingerprints: Mapping[str, str] | None = None,
     ) -> None:
         if nonfinite not in ("error", "skip"):
             raise UsageError(f"nonfinite is {nonfinite!r}; expected error or skip")
         self._kinds, self._name, self._skips = kinds_of(statistics), name, nonfinite == "skip"
         self._model = check_model_fingerprint(model_fingerprint)
+        self._weights = check_weight_fingerprints(weight_fingerprints)
         self._layers: dict[str, _Metered] = {}
 
     def __repr__(self) -> str:
@@ -95,9 +97,8 @@ class Meter:
         if layer not in self._layers:
             check_refusals(layer, self._kinds, appended.space, quantization)
             kinds = kinds_for(self._kinds, appended.space, quantization)
-            self._layers[layer] = _Metered(
-                replace(appended, kinds=kinds, fingerprint=self._name, model=self._model, order=len(self._layers))
-            )
+            known = replace(appended, model=self._model, weights=weights_among(self._weights, appended.names))
+            self._layers[layer] = _Metered(replace(known, kinds=kinds, fingerprint=self._name, order=len(self._layers)))
         metered = self._layers[layer]
         appended.check_continues(metered.layer, "earlier calls had", "append it under another name")
         if not self._skips:

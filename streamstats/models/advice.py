@@ -18,7 +18,8 @@ class Advice:
 
     `worse` is about a corrected model that is worse than the quantised one, `samples` about corrections that few
     samples decide, `precision` about a precision that is unknown, `caveat` about that of a judgement.
-    `harm` tries what corrections do to the network, `judge` compares models.
+    `harm` tries what corrections do to the network, `judge` compares models, and `other_weights` takes what was counted
+    of a model with other weights.
     """
 
     worse: str
@@ -26,6 +27,7 @@ class Advice:
     judge: str
     precision: str
     caveat: str
+    other_weights: str
     samples: str = (
         "check the calibration samples: they need the preprocessing that the model gets in use (scale, mean, order of "
         "channels), inputs of the same kind as the held-out ones, and enough of them"
@@ -44,6 +46,7 @@ ON_COMMAND_LINE = Advice(
         "give the models"
     ),
     caveat="judge the model as you run it, with --score, and if it is worse, quantise with reduce_range=True",
+    other_weights="add --other-weights",
 )
 IN_A_JOB = Advice(
     worse=(
@@ -54,6 +57,7 @@ IN_A_JOB = Advice(
     judge="`held_out`",
     precision="; it takes two samples or more",
     caveat="judge the model where it will run, and if it is worse, quantise with reduce_range=True",
+    other_weights="fetch the results of the job, and correct in Python with `How(other_weights=True)`",
 )
 IN_TORCH = Advice(
     worse=(
@@ -64,4 +68,5 @@ IN_TORCH = Advice(
     judge="`held_out`",
     precision=": that of torch models is not estimated",
     caveat="judge the model where it will run",
+    other_weights="give `other_weights=True`",
 )

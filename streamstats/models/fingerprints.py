@@ -1,12 +1,14 @@
 """Which model was recorded: a fingerprint of its weights, whatever their names, their order and the layout of files.
 
-What was counted of one model says nothing about the inputs of another, such as the same network trained on. So results
-are used for the model that was recorded, unless they do not say which it was.
+What was counted of one model says nothing about the inputs of another, such as the same network trained on. Nor does
+what was counted of one layer about another, which has its name in a model that was exported again. So results are used
+for the model that was recorded, and for layers with the weights that they had in it, as far as these are known.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..calibration.recorded_model import short_fingerprint
-from ..errors import MismatchError
-from ..outputs.manifest import MANIFEST
+from ..errors import MismatchError, listed
+from ..outputs.manifest import MANIFEST, LayerEntry
 from ..outputs.results import open_results
-
-OTHERWISE = "add --other-weights"
-"""What the command line says to do about a difference that is meant."""
 
 
 def weight_digest(dtype: str, shape: Sequence[int], values: npt.NDArray[Any] | bytes) -> bytes:
@@ -31,24 +30,96 @@ def weight_digest(dtype: str, shape: Sequence[int], values: npt.NDArray[Any] | b
 
 
 def fingerprint_of(kind: str, digests: Iterable[bytes]) -> str:
-    """The fingerprint of the model with weights of these `digests`, as `kind:…`: other kinds cannot be compared."""
-    return f"{kind}:{sha256(b''.join(sorted(digests))).hexdigest()}"
+    """The fingerprint of the weights of these `digests`, as `kind:…`: other kinds cannot be compared.
 
-
-def check_recorded(out: Path, layers: Iterable[str], given: str, name: str, otherwise: str = OTHERWISE) -> None:
-    """Raise `MismatchError` if `out` says that one of the `layers` was recorded from another model than is given.
-
-    `given` is the fingerprint of that model, empty if unknown; those of other kinds are not compared. `name` is what
-    the model is called, `otherwise` what to do if the difference is meant.
+    A weight counts once, however often a model holds it: exporters share equal ones.
     """
-    if not given or not (out / MANIFEST).exists():
-        return
-    entries, (kind, _, _) = open_results(out).manifest.layers, given.partition(":")
-    known = [(layer, model) for layer in layers if layer in entries for model in entries[layer].models]
-    for layer, model in known:
-        if model != given and model.startswith(f"{kind}:"):
-            raise MismatchError(
-                f"{out}: layer {layer} was recorded from a model with other weights than {name}: their fingerprints "
-                f"are {short_fingerprint(model)} and {short_fingerprint(given)}; give the model that was recorded, or "
-                f"record {name} and run again; if the inputs of its layers are the same, as after folding, {otherwise}"
+    return f"{kind}:{sha256(b''.join(sorted({*digests}))).hexdigest()}"
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """That of a `model`, empty if unknown, and those of the `weights` of its layers, by name, as far as known."""
+
+    model: str = ""
+    weights: Mapping[str, str] = field(default_factory=dict)
+
+
+def check_recorded(
+    out: Path,
+    layers: Iterable[str],
+    given: Fingerprints,
+    name: str,
+    otherwise: str,
+    *,
+    other_weights: bool = False,
+) -> str:
+    """How the model that is `given` differs from that of which `out` has the `layers`; empty if it does not.
+
+    `name` is what the model is called. Raises `MismatchError` if it has other weights, unless `other_weights` are
+    meant; `otherwise` says what to do then. Raises it in any case if layers of the model were recorded under other
+    names than they have: their names lead to what was counted of others.
+    """
+    if not (out / MANIFEST).exists():
+        return ""
+    entries = open_results(out).manifest.layers
+    check_names(str(out), {layer: entry.weights for layer, entry in entries.items()}, given, name)
+    differs = _other_weights({layer: entries[layer] for layer in layers if layer in entries}, given, name)
+    if differs and not other_weights:
+        raise MismatchError(
+            f"{out}: {differs}; give the model that was recorded, or record {name} and run again; if the inputs of its "
+            f"layers are nevertheless the same, as after folding a normalisation, {otherwise}"
+        )
+    return differs
+
+
+def check_names(place: str, recorded: Mapping[str, Iterable[str]], given: Fingerprints, name: str) -> None:
+    """Raise `MismatchError` if layers of the model that is `given` were `recorded`, in `place`, under other names.
+
+    `recorded` has the fingerprints of the weight of each layer, `name` is what the model is called. A layer has another
+    name if it has not the weight that was recorded under its own, but one that was recorded under the name of a layer
+    that has not got it either.
+    """
+    known = {layer: {*weights} for layer, weights in recorded.items()}
+    moved: dict[str, list[str]] = {}
+    for layer, weights in known.items():
+        for weight in weights - {given.weights.get(layer)}:
+            moved.setdefault(weight, []).append(layer)
+    wrong = {
+        layer: moved[weight]
+        for layer, weight in given.weights.items()
+        if weight in moved and weight not in known.get(layer, ())
+    }
+    if wrong:
+        pairs = listed(f"{' or '.join(before)} → {layer}" for layer, before in wrong.items())
+        raise MismatchError(
+            f"{place}: layers of {name} have weights that were recorded under other names (recorded → here): {pairs}; "
+            f"give the model with the names that were recorded, or record {name} into another store and run again"
+        )
+
+
+def _other_weights(entries: Mapping[str, LayerEntry], given: Fingerprints, name: str) -> str:
+    """How one of the `entries` tells that it was recorded from another model; empty if none does."""
+    for layer, each in entries.items():
+        here = given.weights.get(layer, "")
+        if other := _other_than(here, each.weights):
+            return f"layer {layer} was recorded with another weight than it has in {name}: {_both(other, here)}"
+    for layer, each in entries.items():
+        if other := _other_than(given.model, each.models):
+            return (
+                f"layer {layer} was recorded from a model with other weights than {name}: {_both(other, given.model)}"
             )
+    return ""
+
+
+def _other_than(here: str, recorded: Iterable[str]) -> str:
+    """Another fingerprint of the same kind that was `recorded`; empty if there is none."""
+    return next((each for each in recorded if each != here and _kind(each) == _kind(here)), "")
+
+
+def _both(recorded: str, here: str) -> str:
+    return f"their fingerprints are {short_fingerprint(recorded)} and {short_fingerprint(here)}"
+
+
+def _kind(fingerprint: str) -> str:
+    return fingerprint.partition(":")[0]

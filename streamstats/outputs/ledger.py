@@ -16,6 +16,7 @@ from ..calibration.addresses import ONLY, Address
 from ..calibration.attributes import Attributes
 from ..calibration.layer import Layer
 from ..calibration.readers import Readers
+from ..calibration.recorded_model import Weights, weights_among
 from ..calibration.sources.identities import (
     FILE_COLUMNS,
     UNCOUNTED_FILE,
@@ -176,6 +177,11 @@ def models_of(arrays: Iterable[Layer], known: Iterable[str] = ()) -> tuple[str, 
     return tuple(sorted({*known, *(array.model for array in arrays if array.model)}))
 
 
+def weights_of(arrays: Iterable[Layer], known: Iterable[tuple[str, str]] = ()) -> Weights:
+    """The fingerprints of the weights of the layers that read `arrays`, and those that are `known`, sorted."""
+    return tuple(sorted({*known, *(weight for array in arrays for weight in array.weights)}))
+
+
 @dataclass(frozen=True)
 class Ledger:
     """What is counted of a layer: its `statistics` over the rows of its `sources`.
@@ -184,12 +190,12 @@ class Ledger:
     outputs that were merged.
 
     The statistics describe the stored values, with channels on `channel_axis` of the array; `quantization` maps them to
-    real units. `readers` are the layers of the
-    model that read what was counted; None means the layer of its own name, `layer`. `tensor` is the model's name of it,
-    empty if unknown. `array` is the name under which it was counted, empty if that is `layer`. `rows_are` says what
-    rows are if they are no samples; `models` are the fingerprints of the models that were recorded, as far as they are
-    known; `order` is its place among the layers, as they were recorded, None if unknown.
-    `attributes` is what attributes of CF said of the values, if anything.
+    real units. `readers` are the layers of the model that read what was counted; None means the layer of its own name,
+    `layer`. `tensor` is the model's name of it, empty if unknown. `array` is the name under which it was counted, empty
+    if that is `layer`. `rows_are` says what rows are if they are no samples; `models` are the fingerprints of the
+    models that were recorded, as far as they are known, and `weights` those of the weights of the layers that read it;
+    `order` is its place among the layers, as they were recorded, None if unknown. `attributes` is what attributes of CF
+    said of the values, if anything.
 
     Rows of the tail of the source lie in a file that may be written again. `settled` are the statistics of all other
     rows, from which counting goes on if it is; None if there is no tail.
@@ -205,6 +211,7 @@ class Ledger:
     array: str = ""
     rows_are: str = ""
     models: tuple[str, ...] = ()
+    weights: Weights = ()
     order: int | None = None
     attributes: Attributes | None = None
     settled: Statistics | None = None
@@ -223,6 +230,7 @@ class Ledger:
             tensor=layer.tensor,
             rows_are=layer.rows_are,
             models=models_of(arrays),
+            weights=weights_of(arrays),
             order=layer.order,
             attributes=layer.attributes,
         )
@@ -353,6 +361,7 @@ class Ledger:
             "tensor": self.tensor or None,
             "rows_are": self.rows_are or "samples",
             "models": [*self.models],
+            "weights": [weight for _, weight in self.weights],
             "order": self.order,
             "attributes": None if self.attributes is None else self.attributes.to_metadata(),
         }
@@ -400,7 +409,7 @@ def read_as(ledger: L, layer: str) -> L:
     if ledger.readers is None:
         return ledger
     found = for_kernel(ledger, ledger.readers.kernel_of(layer))
-    return replace(found, layer=layer, readers=None, array=ledger.layer)
+    return replace(found, layer=layer, readers=None, array=ledger.layer, weights=weights_among(ledger.weights, [layer]))
 
 
 def merged_error(ledger: Ledger) -> MismatchError:

@@ -107,6 +107,11 @@ class LayerEntry:
         return list(map(str, self.counted.get("models", ())))
 
     @property
+    def weights(self) -> list[str]:
+        """The fingerprints of the weights that the layer had in them, as far as they are known."""
+        return list(map(str, self.counted.get("weights", ())))
+
+    @property
     def order(self) -> int | None:
         """Its place among the layers as they were recorded, None if unknown."""
         order = self.counted.get("order")

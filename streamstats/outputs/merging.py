@@ -18,7 +18,7 @@ from ..calibration.sources.identities import FILE_COLUMNS, UNCOUNTED_FILE, Files
 from ..coverage import EMPTY, Coverage
 from ..errors import MismatchError, contrasted, counted
 from ..statistics.statistics import Statistics
-from .ledger import CountedSource, Ledger, for_kernel, in_both, models_of, without_tail
+from .ledger import CountedSource, Ledger, for_kernel, in_both, models_of, weights_of, without_tail
 from .stores import from_one
 
 L = TypeVar("L", bound=Ledger)
@@ -49,6 +49,7 @@ def merge(left: L, right: L) -> L:
         tensor=left.tensor if left.tensor == right.tensor else "",
         rows_are=left.rows_are or right.rows_are,
         models=models_of((), (*left.models, *right.models)),
+        weights=weights_of((), (*left.weights, *right.weights)),
         order=max((each for each in (left.order, right.order) if each is not None), default=None),
     )
     return for_kernel(joined if joined.settled is not None else without_tail(joined), readers.kernel)

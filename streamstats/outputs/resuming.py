@@ -16,7 +16,17 @@ from ..statistics.statistic import Space
 from ..statistics.statistics import Statistics
 from .changes import ELSEWHERE, WAYS_OUT, Change, are_known, change_error, compared, compared_mask, rows_of
 from .layer_statistics import LayerStatistics
-from .ledger import CountedSource, Ledger, Measured, for_kernel, models_of, source_of, with_source, without_tail
+from .ledger import (
+    CountedSource,
+    Ledger,
+    Measured,
+    for_kernel,
+    models_of,
+    source_of,
+    weights_of,
+    with_source,
+    without_tail,
+)
 from .manifest import check_not_newer
 from .results import excluded_rows, read_states
 from .several import check_not_merged, excluded_of, stores_before, with_arrays
@@ -201,6 +211,7 @@ def _described(arrays: Sequence[Layer], state: LayerStatistics) -> LayerStatisti
         tensor=layer.tensor,
         rows_are=layer.rows_are,
         models=models_of(arrays, state.models),
+        weights=weights_of(arrays, state.weights),
         order=layer.order,
         attributes=layer.attributes,
     )

@@ -1,4 +1,4 @@
-"""The verdict of a report: the figure that matters most, warnings of what is worse than doing nothing, sentences."""
+"""The verdict of a report: the figure that matters most, warnings, sentences."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _from_to(numbers: Sequence[int]) -> str:
 
 
 def warnings(report: Mapping[str, Any]) -> list[str]:
-    """What is worse than doing nothing, and what to do instead."""
+    """What is worse than doing nothing, and what to do instead; and whether another model was counted."""
     worse, found = (report["judgement"] or {}).get("worse", {}), list[str]()
     of = {model: ", ".join(reasons) for model, reasons in worse.items() if reasons}
     if CORRECTED in of:
@@ -62,6 +62,8 @@ def warnings(report: Mapping[str, Any]) -> list[str]:
             "Without corrected biases, rounding by second moments is worse than rounding to nearest: "
             f"{of[BY_MOMENTS]}; use these weights with their correction only."
         )
+    if report["about"] and report["about"].get("other_weights"):
+        found.append(f"The means are those of another model: {report['about']['other_weights']}.")
     return found
 
 

@@ -125,6 +125,21 @@ def test_a_recorder_notes_the_model_and_refuses_the_samples_of_another(tmp_path:
         recorder.append("layer", x)
 
 
+def test_a_recorder_notes_the_weights_of_layers_and_refuses_the_samples_of_layers_with_others(tmp_path: Path) -> None:
+    mine, other, x = "torch:" + "01" * 32, "torch:" + "ab" * 32, samples(2, 3)
+    known = {"layer": mine, "another": other}
+    for fingerprints in (known, known, None):  # one that is unknown fits any
+        with Recorder(tmp_path / "s", weight_fingerprints=fingerprints) as recorder:
+            recorder.append("layer", x)
+    assert (described(tmp_path / "s").weights, committed(tmp_path / "s")) == ((("layer", mine),), 6)
+    said = "layer: the fingerprint of its weight is torch:abababababab…; the store holds torch:010101010101…"
+    recorder = Recorder(tmp_path / "s", weight_fingerprints={"layer": other})
+    with recorder, pytest.raises(MismatchError, match=said):
+        recorder.append("layer", x)
+    with pytest.raises(UsageError, match="the weight fingerprint of layer conv is 'w'; expected a kind, a colon and"):
+        Recorder(tmp_path / "s", weight_fingerprints={"conv": "w"})
+
+
 @pytest.mark.parametrize("given", ["resnet50", "torch:01", "01" * 32, "torch:" + "XY" * 32])
 @pytest.mark.parametrize("kind", ["recorder", "meter"])
 def test_what_is_no_fingerprint_of_a_model_is_refused(kind: str, given: str, tmp_path: Path) -> None:

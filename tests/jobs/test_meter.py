@@ -71,10 +71,13 @@ def test_what_it_saves_is_an_output_that_other_commands_take(tmp_path: Path) -> 
 
 
 def test_results_name_the_model_that_was_measured(tmp_path: Path) -> None:
-    meter = Meter(model_fingerprint="torch:" + "01" * 32)
-    meter.append("conv", samples(4, 3))
+    model, *weights = (f"torch:{digits * 32}" for digits in ("01", "23", "45"))
+    meter = Meter(model_fingerprint=model, weight_fingerprints=dict(zip("qk", weights, strict=True)))
+    meter.append("q", samples(4, 3), layers=dict.fromkeys("qkv"))
     meter.save(tmp_path / "out")
-    assert open_results(tmp_path / "out").manifest.layers["conv"].models == ["torch:" + "01" * 32]
+    layers = open_results(tmp_path / "out").manifest.layers
+    assert [each.models for each in layers.values()] == [[model]] * 3
+    assert {name: each.weights for name, each in layers.items()} == {"q": weights[:1], "k": weights[1:], "v": []}
 
 
 def test_the_same_samples_are_not_merged_twice(tmp_path: Path) -> None:

@@ -13,9 +13,9 @@ from streamstats.errors import MismatchError
 
 torch = pytest.importorskip("torch", reason="`make models` tests with it")
 
-from streamstats.models.torch import apply_correctors, measuring, recording  # noqa: E402
+from streamstats.models.torch import apply_correctors, correct, measuring, recording  # noqa: E402
 from streamstats.models.torch.correcting import MARK  # noqa: E402
-from streamstats.models.torch.fingerprint import fingerprint  # noqa: E402
+from streamstats.models.torch.fingerprint import fingerprint, fingerprints  # noqa: E402
 
 nn: Any = torch.nn
 
@@ -51,7 +51,8 @@ def test_correctors_of_another_version_of_the_model_are_refused(tmp_path: Path) 
     one_line(
         lambda: apply_correctors(later, quantized, tmp_path / "out"),
         MismatchError,
-        *("layer 0", "the Sequential that is given", fingerprint(model)[:18], fingerprint(later)[:18]),
+        "layer 0 was recorded with another weight than it has in the Sequential that is given",
+        *(fingerprints(each).weights["0"][:18] for each in (model, later)),
         "`other_weights=True`",
     )
     assert not getattr(quantized, MARK, False)
@@ -96,7 +97,8 @@ def test_re_estimated_statistics_of_a_normalisation_make_another_model(tmp_path:
     one_line(
         lambda: apply_correctors(later, copy.deepcopy(later), tmp_path / "out"),
         MismatchError,
-        *("layer 0", fingerprint(model)[:18], fingerprint(later)[:18]),
+        "layer 0 was recorded from a model with other weights",
+        *(fingerprint(model)[:18], fingerprint(later)[:18]),
     )
 
 
@@ -122,4 +124,54 @@ def test_a_copy_with_observers_keeps_the_fingerprint_whatever_they_see() -> None
 def test_a_model_without_all_its_parameters_has_no_fingerprint() -> None:
     assert fingerprint(nn.Linear(4, 6, device="meta")) == ""
     assert fingerprint(nn.LazyLinear(3)) == ""
-    assert fingerprint(nn.LazyBatchNorm1d(affine=False)) == ""
+
+
+def equal_layers() -> Any:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)).eval()
+
+
+def test_layers_that_have_changed_places_do_not_get_what_was_counted_of_others(tmp_path: Path) -> None:
+    """The fingerprint of the model is the same: its parameters are."""
+    model = equal_layers()
+    with torch.no_grad(), measuring(model) as meter, recording(model, tmp_path / "s.zarr"):
+        model(torch.randn(16, 4))
+    meter.save(tmp_path / "out")
+    swapped = nn.Sequential(model[2], model[1], model[0]).eval()
+    assert fingerprint(swapped) == fingerprint(model)
+    for other_weights in (False, True):
+        one_line(
+            lambda other=other_weights: apply_correctors(
+                swapped, rounded(swapped), tmp_path / "out", other_weights=other
+            ),
+            MismatchError,
+            "layers of the Sequential that is given have weights that were recorded under other names",
+            "2 → 0, 0 → 2;",
+        )
+    with (
+        pytest.raises(MismatchError, match=r"layer 0: the fingerprint of its weight is torch:\w{12}…; the store holds"),
+        torch.no_grad(),
+        recording(swapped, tmp_path / "s.zarr"),
+    ):
+        swapped(torch.randn(16, 4))
+
+
+def test_modules_that_share_a_parameter_are_known_by_their_names(tmp_path: Path) -> None:
+    model = equal_layers()
+    model[2].weight = model[0].weight
+    with torch.no_grad(), measuring(model) as meter:
+        model(torch.randn(16, 4))
+    meter.save(tmp_path / "out")
+    assert all(each.corrected for each in apply_correctors(model, rounded(model), tmp_path / "out"))
+
+
+def test_a_result_says_that_another_model_was_counted(tmp_path: Path) -> None:
+    model = network()
+    with torch.no_grad(), measuring(model) as meter:
+        model(torch.randn(16, 4))
+    meter.save(tmp_path / "out")
+    later = retrained(model)
+    done = correct(later, rounded(later), tmp_path / "out", other_weights=True)
+    said = "layer 0 was recorded with another weight than it has in the Sequential that is given"
+    assert said in done.provenance()["other_weights"]
+    assert correct(model, rounded(model), tmp_path / "out").provenance()["other_weights"] is None

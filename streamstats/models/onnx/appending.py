@@ -12,7 +12,9 @@ from pathlib import Path
 from ...calibration.layer import Layer
 from ...calibration.recorded_model import short_fingerprint
 from ...calibration.recorder import stored_layer, stored_readers
-from ...errors import MismatchError, UsageError
+from ...errors import MismatchError, UsageError, contrasted, listed
+from ...progress import Progress
+from ..fingerprints import check_names
 from .layers import OnnxLayer
 from .targets import OPTION, POSITIONS, SAMPLES, Target
 from .wanted import Wanted
@@ -29,14 +31,36 @@ def in_store(
 ) -> list[Target]:
     """`targets` with the arrays that `store`, or its `part`, has already; layers that have one there stay with it.
 
-    Raises `UsageError` for a layer in the store, unless `append`; `MismatchError` for one that does not fit.
+    Raises `UsageError` for a layer in the store, unless `append`; `MismatchError` for one that does not fit, and if the
+    store has layers of the model under other names.
     """
     known = stored_readers(store, part)
+    _check_names(store, part, known, wanted)
     return [
         _with_stored(each, stored_layer(store, each.name, part), wanted, append=append, storage=storage)
         for target in targets
         for each in _by_array(target, known)
     ]
+
+
+def tell_unmatched(targets: Sequence[Target], store: str | Path, part: str, progress: Progress) -> None:
+    """Say so if samples are to be appended to `store`, or its `part`, and it has other layers only."""
+    known = stored_readers(store, part)
+    if known and not any(target.stored for target in targets):
+        progress.say(
+            f"warning: {store} holds none of the layers that are recorded, but {listed(known)}; they are added as new "
+            "ones"
+        )
+
+
+def _check_names(store: str | Path, part: str, known: Mapping[str, str], wanted: Wanted) -> None:
+    """Raise `MismatchError` if layers of the model are `known` to the store under other names."""
+    weights: dict[str, list[str]] = {}
+    for array in dict.fromkeys(known.values()):
+        stored = stored_layer(store, array, part)
+        for layer, weight in () if stored is None else stored.weights:
+            weights.setdefault(layer, []).append(weight)
+    check_names(str(store), weights, wanted.fingerprints, wanted.path)
 
 
 def _by_array(target: Target, known: Mapping[str, str]) -> list[Target]:
@@ -109,15 +133,16 @@ def _check_readers(target: Target, stored: Layer, inputs: Mapping[str, str]) -> 
             )
         kernel = kernels.get(reader.layer)
         if reader.kernel is not None and kernel is not None and reader.kernel != kernel:
+            before, now = contrasted(reader.kernel.to_metadata(), kernel.to_metadata())
             raise MismatchError(
-                f"layer {reader.layer}: {stored.store} was recorded with the kernel {reader.kernel.to_metadata()}, but "
-                f"the model's is {kernel.to_metadata()}; record into another store"
+                f"layer {reader.layer}: {stored.store} was recorded with the kernel {before}, but the model's is "
+                f"{now}; record into another store"
             )
 
 
 def _check_model(stored: Layer, wanted: Wanted) -> None:
     """Raise `MismatchError` if `stored` was recorded from a model with other weights, as far as that is known."""
-    known, given = stored.model, wanted.fingerprint
+    known, given = stored.model, wanted.fingerprints.model
     if known and given and known != given:
         raise MismatchError(
             f"{wanted.path} has other weights than the model recorded in {stored.store} ({short_fingerprint(given)}, "

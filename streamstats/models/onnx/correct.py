@@ -31,7 +31,7 @@ from .by_outputs import FORM, OutputCorrection, Outputs
 from .correctors import check_masks, find_correctors, one_pass, strays
 from .doubts import unsure
 from .files import check_targets, write_models
-from .fingerprint import fingerprint
+from .fingerprint import fingerprints
 from .graph import copied
 from .iterative import Iterative, by_depth, iterative_corrections
 from .judge import HeldOut, Judge
@@ -96,13 +96,15 @@ class How:
 @dataclass(frozen=True, eq=False)
 class Correction:
     """What the correction of `subject` came to: the outcome for every operator with weights, and a `judgement` if there
-    are held-out samples. `how` says how it was made.
+    are held-out samples. `how` says how it was made, and `differs` how the model that was counted differs from that of
+    the subject, if it does.
     """
 
     layers: Sequence[LayerCorrection]
     subject: Subject
     how: How
     judgement: Judgement | None = None
+    differs: str = ""
 
     @property
     def advice(self) -> Advice:
@@ -131,6 +133,7 @@ class Correction:
             "held_out": held_out and str(held_out.samples),
             "mask": (staged and staged.mask) or (held_out and held_out.mask),
             "do_no_harm": self.how.do_no_harm,
+            "other_weights": self.differs or None,
         }
 
 
@@ -235,7 +238,7 @@ class _Method:
 
     `work` is the folder to remove in the end, `out` that of what was counted. `once` are terms to compare those
     `planned` with. `reasons` tell the layers for which too few samples were counted, and `strays` what else is left
-    out.
+    out. `differs` says how the model that was counted differs from the one to correct.
     """
 
     planned: Callable[[], Sequence[LayerCorrection]]
@@ -245,9 +248,10 @@ class _Method:
     reasons: Callable[[Sequence[LayerCorrection]], Mapping[str, str]] = lambda _: {}
     strays: Sequence[LeftOut] = ()
     out: Path | None = None
+    differs: str = ""
 
 
-def _from_means(subject: Subject, out: Path, how: How, progress: Progress) -> _Method:
+def _from_means(subject: Subject, out: Path, how: How, progress: Progress, differs: str) -> _Method:
     """Terms from the means of inputs, with the correctors in the folder `out`."""
     found, iterative = find_correctors(out, subject.layers), how.iterative
     if how.outputs is not None:
@@ -269,6 +273,7 @@ def _from_means(subject: Subject, out: Path, how: How, progress: Progress) -> _M
         lambda terms: unsure(out, subject.pairs, terms),
         list(strays(out, subject.layers)),
         out,
+        differs,
     )
 
 
@@ -347,7 +352,7 @@ class _Correcting:
         if self.method.work is not None:
             remove_folder(self.method.work)
         skipped = [as_correction(left) for left in (*self.subject.left_out, *self.method.strays)]
-        return Correction([*outcomes, *skipped], self.subject, self.how, judgement)
+        return Correction([*outcomes, *skipped], self.subject, self.how, judgement, self.method.differs)
 
     def _chosen(self, judge: Judge) -> _Correcting:
         """With `do_no_harm`, the correction of weights with less done to them if the network is better with it."""
@@ -433,12 +438,19 @@ def _with_means(
     subject: Subject, correctors: str | Path, how: How, progress: Progress, plainer: Sequence[Subject] = ()
 ) -> _Correcting:
     """The correction of `subject`; each that is plainer has those after it as plainer ones."""
-    if not how.other_weights:
-        names = [layer.name for layer in subject.layers]
-        check_recorded(Path(correctors), names, fingerprint(subject.original), subject.name)
+    differs = check_recorded(
+        Path(correctors),
+        [layer.name for layer in subject.layers],
+        fingerprints(subject.original),
+        subject.name,
+        how.advice.other_weights,
+        other_weights=how.other_weights,
+    )
+    if differs:
+        progress.say(f"warning: {differs}; the means of that model are used nevertheless")
     others: list[_Correcting] = []
     for each in (*reversed(plainer), subject):
-        method = _from_means(each, Path(correctors), how, progress)
+        method = _from_means(each, Path(correctors), how, progress, differs)
         others.insert(0, _Correcting(each, method, how, progress, tuple(others)))
     return others[0]
 

@@ -24,7 +24,7 @@ from ...outputs.layer_statistics import LayerStatistics
 from ...progress import QUIET, Progress, Stage
 from ...quantization import Quantization
 from ...statistics.masks import Mask
-from .appending import in_store
+from .appending import in_store, tell_unmatched
 from .codes import with_quantization
 from .layers import LeftOut, OnnxLayer
 from .masking import masked_targets, tell_masks
@@ -139,11 +139,13 @@ def record(
     run = _opened(model_path, samples, batch_size, wanted, batch_axes)
     found, unfit = _found(run, wanted, mask, progress, positions_as_rows=positions_as_rows)
     targets = in_store(found, store, wanted, append=append, storage=storage, part=part)
+    if append:
+        tell_unmatched(targets, store, part, progress)
     if storage == "int8":
         progress.begin(_stage("measuring the ranges of", run, targets))
         targets = with_quantization(run, targets, progress)
     progress.begin(_stage("recording", run, targets))
-    rows = _write_samples(run, targets, store, progress, part=part, model_fingerprint=wanted.fingerprint)
+    rows = _write_samples(run, targets, store, progress, part=part, wanted=wanted)
     return _outcomes(targets, rows, [*unfit, *skipped])
 
 
@@ -174,7 +176,13 @@ def measure(
     run = _opened(model_path, samples, batch_size, wanted, batch_axes)
     targets, unfit = _found(run, wanted, mask, progress, positions_as_rows=positions_as_rows)
     name, rows = f"sha256:{samples_digest(samples)}", Counter[str]()
-    meter = Meter(statistics, name=name, nonfinite=nonfinite, model_fingerprint=wanted.fingerprint)
+    meter = Meter(
+        statistics,
+        name=name,
+        nonfinite=nonfinite,
+        model_fingerprint=wanted.fingerprints.model,
+        weight_fingerprints=wanted.fingerprints.weights,
+    )
     progress.begin(_stage("measuring", run, targets))
     visit_rows(run, targets, partial(_append, meter, rows), progress)
     tell_masked(meter.statistics, progress)
@@ -211,7 +219,7 @@ def record_layers(
     wanted = Wanted(layers, {layer.name: layer.input for layer in layers})
     found, unfit = find_targets(run, wanted, positions_as_rows=positions_as_rows)
     targets = masked_targets(run, found, mask, any_fits=False)
-    rows = _write_samples(run, targets, store, progress)
+    rows = _write_samples(run, targets, store, progress, wanted=wanted)
     return _outcomes(targets, rows, unfit)
 
 
@@ -273,16 +281,16 @@ def _write_samples(
     store: str | Path,
     progress: Progress,
     *,
+    wanted: Wanted,
     part: str = "",
-    model_fingerprint: str = "",
 ) -> Counter[str]:
     """Run the model and append its activations; a new store, or part, is removed if it cannot be finished.
 
     Returns the number of rows that each target now has in addition.
     """
-    place, rows = recorded_at(store, part), Counter[str]()
+    place, rows, known = recorded_at(store, part), Counter[str](), wanted.fingerprints
     is_new = not place.exists()
-    recorder = Recorder(store, part=part, model_fingerprint=model_fingerprint)
+    recorder = Recorder(store, part=part, model_fingerprint=known.model, weight_fingerprints=known.weights)
     try:
         with recorder:
             visit_rows(run, targets, partial(_append, recorder, rows), progress)

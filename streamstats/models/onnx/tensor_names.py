@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +33,15 @@ def tensor_names(model: onnx.ModelProto, path: str | Path, layers: Iterable[str]
             "--names"
         )
     return {layer: tensors[layer] for layer in wanted}
+
+
+def renamed_tensors(model: onnx.ModelProto, known: Mapping[str, str]) -> dict[str, str]:
+    """Layer → tensor, for layers that read one of another name in `model` than the `known` one, as they were recorded.
+
+    An empty name is unknown.
+    """
+    inputs = {layer.name: layer.input for layer in survey(model)[0]}
+    return {layer: inputs[layer] for layer, tensor in known.items() if tensor and inputs.get(layer, tensor) != tensor}
 
 
 def _by_safe_name(model: onnx.ModelProto) -> dict[str, str]:

@@ -10,9 +10,10 @@ from typing import NamedTuple
 
 from ...errors import UsageError, listed, one_of, suggestion
 from ..account import NOT_CHOSEN
+from ..fingerprints import Fingerprints
 from .accounts import nothing_found
 from .constants import constant_names
-from .fingerprint import fingerprint
+from .fingerprint import fingerprints
 from .graph import check_opset, load_model
 from .layers import LeftOut, OnnxLayer, survey
 from .quantizable import quantizable_tensors
@@ -24,7 +25,7 @@ TENSORS = (LAYER_INPUTS, QUANTIZABLE) = ("layers", "quantizable")
 class Wanted(NamedTuple):
     """What to record: the inputs of `layers`, and `tensors`, of which `constant` ones are the same for all samples.
 
-    `inputs` are the tensors that the layers of the model read, chosen or not, by name; `path` and `fingerprint` are
+    `inputs` are the tensors that the layers of the model read, chosen or not, by name; `path` and `fingerprints` are
     those of the model, empty if unknown.
     """
 
@@ -33,7 +34,7 @@ class Wanted(NamedTuple):
     tensors: Sequence[str] = ()
     constant: frozenset[str] = frozenset()
     path: str = ""
-    fingerprint: str = ""
+    fingerprints: Fingerprints = Fingerprints()
 
     @property
     def all_tensors(self) -> list[str]:
@@ -48,7 +49,8 @@ def wanted_of(path: str | Path, globs: Sequence[str] | None, tensors: str) -> tu
     model = load_model(path)
     check_opset(model, path)
     layers, skipped = survey(model)
-    inputs, known = {layer.name: layer.input for layer in layers}, (str(path), fingerprint(model))
+    inputs = {layer.name: layer.input for layer in layers}
+    known = (str(path), fingerprints(model, layers))
     if tensors == LAYER_INPUTS:
         chosen, skipped = _chosen(path, layers, skipped, globs)
         return Wanted(chosen, inputs, (), frozenset(), *known), skipped

@@ -18,6 +18,7 @@ from ...correction import BiasCorrector, TapBiasCorrector
 from ...errors import MismatchError, UsageError, listed
 from ...layouts import TRANSPOSED, Geometry
 from ...outputs.results import Results, open_results
+from ..advice import IN_TORCH
 from ..fingerprints import check_recorded
 from ..linear import (
     EXACT,
@@ -30,7 +31,7 @@ from ..linear import (
     planned_correction,
 )
 from .account import Account
-from .fingerprint import fingerprint
+from .fingerprint import fingerprints
 from .folding import Folded, folded_weight
 from .layers import MATRICES, ModelLayer, geometry_of, layers_of
 from .library import Array, reals
@@ -103,19 +104,25 @@ def planned(
         raise UsageError("the quantised model has already been corrected; give it as its quantiser left it")
     results, layers = open_results(Path(correctors)), layers_of(model)
     loose = loose_parameters(model, layers)
-    if not {*(each.name for each in layers), *(each.name for each in loose)} & set(results.layers):
+    own = {*(each.name for each in layers), *(each.name for each in loose)}
+    differs = check_recorded(
+        Path(correctors),
+        [name for name in results.layers if name in own],
+        fingerprints(model),
+        f"the {type(model).__name__} that is given",
+        IN_TORCH.other_weights,
+        other_weights=other_weights,
+    )
+    if own.isdisjoint(results.layers):
         names = [layer.name for layer in layers]
         raise UsageError(f"{correctors} holds no layer of the model; its layers are: {listed(names)}")
-    if not other_weights:
-        name = f"the {type(model).__name__} that is given"
-        check_recorded(Path(correctors), results.layers, fingerprint(model), name, "give `other_weights=True`")
     correcting = _Correcting(model, Copy(quantized), layers, results)
     plan = [correcting.planned(layer) for layer in _wanted(layers, results)]
     plan += LooseParameters(model, quantized, loose, layers, account).planned(results)
     found = [each.correction for each in plan]
     if not any(each.term is not None or each.uncorrected == UNCHANGED for each in found):
         raise MismatchError(f"no module was corrected; the first, {found[0].layer}: {found[0].reason}")
-    return Twin(quantized, plan)
+    return Twin(quantized, plan, differs)
 
 
 def mark(quantized: torch.nn.Module, done: Sequence[LayerCorrection]) -> None:

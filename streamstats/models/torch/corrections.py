@@ -85,6 +85,8 @@ def correct(
     """
     _check(held_out, iterative, trials, judges=do_no_harm or fail_if_worse)
     own = planned(model, quantized, correctors, account, other_weights=other_weights)
+    if own.differs:
+        progress.say(f"warning: {own.differs}; the means of that model are used nevertheless")
     judge = None if held_out is None else Judge(model, own.plan, held_out, progress)
     if judge is not None and iterative is not None:
         _tell_repeated(judge, iterative, progress)
@@ -107,6 +109,7 @@ def correct(
         "held_out": judge and f"{judge.samples} samples",
         "mask": held_out.mask if held_out is not None and isinstance(held_out.mask, str) else None,
         "do_no_harm": do_no_harm,
+        "other_weights": own.differs or None,
     }
     return Correction(done, judgement, about)
 

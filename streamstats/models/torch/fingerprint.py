@@ -1,7 +1,7 @@
-"""The fingerprint of a torch model: that of its parameters, and of the buffers that its outputs depend on.
+"""The fingerprints of a torch model: of its parameters, and of the buffers that its outputs depend on.
 
-Running statistics of normalisations are such buffers: re-estimated, they change the inputs of all later layers. It is
-unknown where a process has only a part of the model, or none yet: ranks would disagree about it.
+Running statistics of normalisations are such buffers: re-estimated, they change the inputs of all later layers.
+Fingerprints are unknown where a process has only a part of the model, or none yet: ranks would disagree about it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ..fingerprints import fingerprint_of, weight_digest
+from ..fingerprints import Fingerprints, fingerprint_of, weight_digest
+from .layers import layers_of
 from .library import library, to_numpy
 from .ranks import is_one_of_several
 
@@ -21,14 +22,30 @@ QUANTISERS = ("torch.ao.", "torchao.")
 """Where the observers and fake quantisers are defined that a copy of the model may have in addition."""
 
 
-def fingerprint(model: torch.nn.Module) -> str:
-    """The fingerprint of `model`, empty if unknown."""
+def fingerprints(model: torch.nn.Module) -> Fingerprints:
+    """The fingerprint of `model`, and those of the weights of its layers that are parameters."""
     torch = library()
     weights = [*model.parameters(), *_buffers(model)]
     whole = all(type(each) in (torch.nn.Parameter, torch.Tensor) and not each.is_meta for each in weights)
     if is_one_of_several() or not whole:
-        return ""
-    return fingerprint_of(KIND, (weight_digest(str(each.dtype), each.shape, to_numpy(each)) for each in weights))
+        return Fingerprints()
+    digests = {id(each): _digest(each) for each in weights}
+    known = {
+        layer.name: _digest(layer.parameter[layer.rows]) if layer.rows else digests[id(layer.parameter)]
+        for layer in layers_of(model)
+        if id(layer.parameter) in digests
+    }
+    by_layer = {name: fingerprint_of(KIND, [digest]) for name, digest in known.items()}
+    return Fingerprints(fingerprint_of(KIND, digests.values()), by_layer)
+
+
+def fingerprint(model: torch.nn.Module) -> str:
+    """The fingerprint of `model` alone, empty if unknown."""
+    return fingerprints(model).model
+
+
+def _digest(weight: torch.Tensor) -> bytes:
+    return weight_digest(str(weight.dtype), weight.shape, to_numpy(weight))
 
 
 def _buffers(model: torch.nn.Module) -> Iterator[torch.Tensor]:

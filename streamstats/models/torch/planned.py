@@ -59,10 +59,14 @@ class Planned:
 
 @dataclass(frozen=True, eq=False)
 class Twin:
-    """A quantised `model` and its layers in `plan`, whose places are in it."""
+    """A quantised `model` and its layers in `plan`, whose places are in it.
+
+    `differs` says how the float model that was recorded differs from the one that is given, if it does.
+    """
 
     model: torch.nn.Module
     plan: Sequence[Planned]
+    differs: str = ""
 
     def copied(self) -> Twin:
         """A copy that shares nothing with the model, for inference. Raises `UsageError` if torch cannot copy it."""

@@ -6,7 +6,7 @@ What the model computes, and whether it runs, stays as it is; what was not recor
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from ...jobs.meter import Meter
 from ...layouts import Kernel
 from ..account import NOT_CHOSEN
 from .account import NEVER_CALLED, ONLY_EMPTY, ONLY_PADDING, Account, LayerRecord
-from .fingerprint import fingerprint
+from .fingerprint import fingerprints
 from .layers import MATRICES, ModelLayer, kernel_of, layers_of
 from .library import library, to_numpy
 from .masks import BatchMask, MaskOf
@@ -46,8 +46,15 @@ class ModelMeter(Meter):
         name: str = "torch",
         nonfinite: str = "error",
         model_fingerprint: str = "",
+        weight_fingerprints: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(statistics, name=name, nonfinite=nonfinite, model_fingerprint=model_fingerprint)
+        super().__init__(
+            statistics,
+            name=name,
+            nonfinite=nonfinite,
+            model_fingerprint=model_fingerprint,
+            weight_fingerprints=weight_fingerprints,
+        )
         self.account = Account()
 
 
@@ -87,9 +94,9 @@ def recording(
     """
     watch = _Watch.of(model, layers, mask, positions_as_rows)
     account = Account()
-    part = part_of_rank(store) if part is None else part
+    part, known = part_of_rank(store) if part is None else part, fingerprints(model)
     with (
-        Recorder(store, part=part, model_fingerprint=fingerprint(model)) as recorder,
+        Recorder(store, part=part, model_fingerprint=known.model, weight_fingerprints=known.weights) as recorder,
         watch.watching(recorder, account),
     ):
         yield account
@@ -112,7 +119,14 @@ def measuring(
     writes an output for `correct`, `ranges`, `merge` and `compare`; `account` is what became of each weight.
     `statistics`, `name` and `nonfinite` are those of `Meter`, the other arguments and errors those of `recording`.
     """
-    meter = ModelMeter(statistics, name=name, nonfinite=nonfinite, model_fingerprint=fingerprint(model))
+    known = fingerprints(model)
+    meter = ModelMeter(
+        statistics,
+        name=name,
+        nonfinite=nonfinite,
+        model_fingerprint=known.model,
+        weight_fingerprints=known.weights,
+    )
     with _Watch.of(model, layers, mask, positions_as_rows).watching(meter, meter.account):
         yield meter
 

@@ -81,9 +81,11 @@ def test_matrices_have_no_taps_and_appending_compares_kernels(tmp_path: Path) ->
     assert ss.Kernel() in kernels
     assert ss.Kernel((3, 3), ss.Geometry(pads=(1,) * 4)) in kernels
     record(tmp_path / "a.onnx", tmp_path / "x.npy", tmp_path / "s.zarr", append=True)
-    with pytest.raises(
-        MismatchError, match=r"was recorded with the kernel .*\[1, 1, 1, 1\].*model's is .*\[2, 2, 2, 2\]"
-    ):
+    said = (
+        r"was recorded with the kernel taps \[3, 3\], .*pads \[1, 1, 1, 1\], .*transposed no, "
+        r"but the model's is .*pads \[2, 2, 2, 2\], "
+    )
+    with pytest.raises(MismatchError, match=said):
         record(tmp_path / "b.onnx", tmp_path / "x.npy", tmp_path / "s.zarr", append=True)
 
 
