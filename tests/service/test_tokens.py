@@ -27,7 +27,7 @@ ROLES = ("read", "submit", "admin")
 BLOCK = np.ones((4, 2), np.float32)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # a worker may come back to this file
 def people(service: Served) -> Iterator[dict[str, ss.Client]]:
     """Clients: the first token, and ann and ben, who submit, rita, who reads, and olga, an admin."""
     roles = {"ann": "submit", "ben": "submit", "rita": "read", "olga": "admin"}

@@ -26,7 +26,7 @@ from streamstats.models.advice import IN_A_JOB
 from streamstats.models.judgement import IN_FLOATS
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def troubled(service: Served) -> str:
     """A job over a store in which something of everything is wrong; the order is that of the network."""
     generator = np.random.default_rng(3)
@@ -248,7 +248,7 @@ def test_what_is_missing_and_no_store_have_next_steps_too(page: Page, service: S
     expect(page.locator("#sources option").first).to_be_attached()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def corrected(service: Served, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A model that was corrected and judged."""
     folder = tmp_path_factory.mktemp("model")
