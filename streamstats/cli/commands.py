@@ -165,7 +165,9 @@ def _say_shortfalls(found: Mapping[str, Shortfall], output: str) -> None:
 
 def _until_stable(job: Job, options: Namespace) -> tuple[Job, KnownTo]:
     """The job, which also counts what standard errors need, and the test for enough samples."""
+    from ..models.fingerprints import check_counted
     from ..models.linear import PRECISION_STATISTICS
+    from ..models.onnx.fingerprint import fingerprints
     from ..models.onnx.precision import KnownTo
     from .correct_commands import subject_of
 
@@ -174,7 +176,12 @@ def _until_stable(job: Job, options: Namespace) -> tuple[Job, KnownTo]:
     if not 0 < options.until_stable < math.inf:
         raise UsageError(f"--until-stable is {options.until_stable:g}; expected a fraction of a step, above 0")
     subject = subject_of(options)
-    known = KnownTo(subject.quantized, subject.pairs, options.until_stable)
+    given = fingerprints(subject.original)
+
+    def check(counted: Mapping[str, LayerStatistics]) -> None:
+        check_counted(str(job.source), counted, given, subject.name, "run without --until-stable")
+
+    known = KnownTo(subject.quantized, subject.pairs, options.until_stable, check)
     return job.counting(*PRECISION_STATISTICS), known
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,9 @@ from ..calibration.recorded_model import short_fingerprint
 from ..errors import MismatchError, listed
 from ..outputs.manifest import MANIFEST, LayerEntry
 from ..outputs.results import open_results
+
+if TYPE_CHECKING:
+    from ..outputs.layer_statistics import LayerStatistics
 
 
 def weight_digest(dtype: str, shape: Sequence[int], values: npt.NDArray[Any] | bytes) -> bytes:
@@ -45,6 +48,13 @@ class Fingerprints:
     weights: Mapping[str, str] = field(default_factory=dict)
 
 
+class Recorded(NamedTuple):
+    """The fingerprints of the models from which a layer was recorded, and of its weights in them."""
+
+    models: Sequence[str]
+    weights: Sequence[str]
+
+
 def check_recorded(
     out: Path,
     layers: Iterable[str],
@@ -66,11 +76,28 @@ def check_recorded(
     check_names(str(out), {layer: entry.weights for layer, entry in entries.items()}, given, name)
     differs = _other_weights({layer: entries[layer] for layer in layers if layer in entries}, given, name)
     if differs and not other_weights:
-        raise MismatchError(
-            f"{out}: {differs}; give the model that was recorded, or record {name} and run again; if the inputs of its "
-            f"layers are nevertheless the same, as after folding a normalisation, {otherwise}"
-        )
+        raise _refusal(str(out), differs, name, otherwise)
     return differs
+
+
+def check_counted(
+    place: str, counted: Mapping[str, LayerStatistics], given: Fingerprints, name: str, otherwise: str
+) -> None:
+    """Raise `MismatchError` as `check_recorded` does, for statistics of layers that were `counted` in `place`."""
+    entries = {
+        layer: Recorded([*each.models], [weight for _, weight in each.weights]) for layer, each in counted.items()
+    }
+    check_names(place, {layer: each.weights for layer, each in entries.items()}, given, name)
+    differs = _other_weights(entries, given, name)
+    if differs:
+        raise _refusal(place, differs, name, otherwise)
+
+
+def _refusal(place: str, differs: str, name: str, otherwise: str) -> MismatchError:
+    return MismatchError(
+        f"{place}: {differs}; give the model that was recorded, or record {name} and run again; if the inputs of its "
+        f"layers are nevertheless the same, as after folding a normalisation, {otherwise}"
+    )
 
 
 def check_names(place: str, recorded: Mapping[str, Iterable[str]], given: Fingerprints, name: str) -> None:
@@ -98,7 +125,7 @@ def check_names(place: str, recorded: Mapping[str, Iterable[str]], given: Finger
         )
 
 
-def _other_weights(entries: Mapping[str, LayerEntry], given: Fingerprints, name: str) -> str:
+def _other_weights(entries: Mapping[str, LayerEntry | Recorded], given: Fingerprints, name: str) -> str:
     """How one of the `entries` tells that it was recorded from another model; empty if none does."""
     for layer, each in entries.items():
         here = given.weights.get(layer, "")

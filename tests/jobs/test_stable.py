@@ -205,3 +205,19 @@ def test_the_command_line_stops_when_it_is_known_and_says_after_how_many(
         ["--until-stable", "1", "--follow", *models],
     ):
         assert main(["run", f"{recorded}/job.yaml", *wrong]) == 2
+
+
+def test_samples_of_another_version_of_the_model_are_refused(
+    recorded: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = onnx.load(recorded / "float.onnx")
+    for each in model.graph.initializer:
+        each.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(each) * np.float32(1.5), each.name))
+    onnx.save(model, recorded / "retrained.onnx")
+    (recorded / "job.yaml").write_text(f"source: {recorded}/s.zarr\noutput: {recorded}/stable\n")
+    command = ["run", f"{recorded}/job.yaml", "--until-stable", "1", "--bits", "4", "--model"]
+    assert main([*command, f"{recorded}/retrained.onnx"]) == 2
+    said = capsys.readouterr().err
+    assert "was recorded with another weight than it has in" in said
+    assert "run without --until-stable" in said
+    assert main([*command, f"{recorded}/float.onnx"]) in (0, 3)

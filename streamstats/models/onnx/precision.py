@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,15 +54,23 @@ class KnownTo:
     """True for statistics from which every correction is known to a `fraction` of the step of its bias.
 
     `judged` holds the latest precisions, by layer. Layers without statistics, and layers whose precision cannot improve
-    (their spread is not finite), do not count.
+    (their spread is not finite), do not count. `check` raises for statistics of another model.
     """
 
-    def __init__(self, model: onnx.ModelProto, pairs: Sequence[Pair], fraction: float) -> None:
+    def __init__(
+        self,
+        model: onnx.ModelProto,
+        pairs: Sequence[Pair],
+        fraction: float,
+        check: Callable[[Mapping[str, LayerStatistics]], None] = lambda _: None,
+    ) -> None:
+        self._check = check
         self._pairs, self._fraction, self._steps = pairs, fraction, bias_steps(model, pairs)
         self.judged: dict[str, Precision] = {}
 
     def __call__(self, statistics: Mapping[str, LayerStatistics]) -> bool:
-        """Whether every correction is known that well. Raises `UsageError` if no precision is known."""
+        """Whether every correction is known that well. Raises `UsageError` if no precision is known, and as `check`."""
+        self._check(statistics)
         found = [
             precision(pair, statistics[pair.name], self._steps.get(pair.name))
             for pair in self._pairs
