@@ -214,6 +214,7 @@ def test_it_fits_a_phone_and_follows_the_dark_scheme(folder: Path) -> None:
             tab = browser.new_page(viewport=PHONE, color_scheme=scheme)
             tab.goto(f"file://{folder}/fixed.report.html")
             assert tab.evaluate("document.documentElement.scrollWidth") == PHONE["width"]
+            assert tab.evaluate("document.querySelector('.bar').clientWidth") > PHONE["width"] / 2
             colors.append(tab.evaluate("getComputedStyle(document.querySelector('svg text')).fill"))
     assert colors == ["rgb(34, 34, 34)", "rgb(230, 230, 230)"]
 
