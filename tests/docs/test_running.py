@@ -84,10 +84,12 @@ def shell(commands: str, folder: Path) -> str:
 
 def shown(text: str) -> Iterator[str]:
     """The lines of `text` without what differs from run to run: numbers but for their signs, units, the width of
-    columns. Lines with SQNR or accuracy keep their numbers: these must be what a reader gets.
+    columns, and rates, which runs of less than half a second have not. Lines with SQNR or accuracy keep their numbers:
+    these must be what a reader gets.
     """
     for line in text.splitlines():
         if not re.search(r"SQNR|accuracy", line):
+            line = re.sub(r" [\d.]+ ([kMG]i?)?B/s,", "", line)
             line = re.sub(r"\d[\d.,]*(e[-+]?\d+)?", "0", line)
             line = re.sub(r"\b([kMG]i?)?B\b|\bm?s\b", "", line)
         if "…" not in line and line.strip():
