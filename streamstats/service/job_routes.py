@@ -23,12 +23,15 @@ from .tokens import Caller
 
 State = Annotated[str, Pattern(f"^({'|'.join(STATES)})$", f"one of {', '.join(STATES)}")]
 States = Annotated[list[State], Query(max_length=len(STATES), alias="state", description="In one of these states.")]
-Submitter = Annotated[str | None, Query(max_length=64, description="Of this submitter.")]
-Source = Annotated[str | None, Query(max_length=1024, description="That read this source, however they name it.")]
+Submitter = Annotated[str | None, Query(min_length=1, max_length=64, description="Of this submitter.")]
+Source = Annotated[
+    str | None, Query(min_length=1, max_length=1024, description="That read this source, however they name it.")
+]
 Tags = Annotated[list[Tag], Query(max_length=MOST_TAGS, alias="tag", description="With all of these tags.")]
 Text = Annotated[
     str | None,
     Query(
+        min_length=1,
         max_length=200,
         description="In whose id, name, tags, note, submitter, source or message this occurs, in either case.",
     ),
