@@ -14,6 +14,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -462,7 +463,8 @@ def _said(kind: type) -> str:
 
 
 def http() -> Iterator[str]:
-    document = asyncio.run(_openapi())
+    with ThreadPoolExecutor(1) as pool:  # in a test's process, a browser may keep an event loop running in this thread
+        document = pool.submit(asyncio.run, _openapi()).result()
     yield "# HTTP API"
     yield (
         "This page is made of `/api/v1/openapi.json`, from which clients can be generated; a service shows the same "

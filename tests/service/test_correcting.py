@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
+from loops import awaited
 from served import small_store
 
 from streamstats.errors import StreamstatsError, UsageError
@@ -33,7 +33,7 @@ def written(folder: Path, outputs: int) -> str:
 def test_a_correction_that_takes_too_long_ends(tmp_path: Path, results: Path) -> None:
     asked = Correcting(written(tmp_path, 300_000), str(results), ["OI"], 1)
     with pytest.raises(UsageError, match="takes more than 1 s, the limit of this service; send fewer layers"):
-        asyncio.run(asked.done())
+        awaited(asked.done())
 
 
 def test_an_error_is_that_of_doing_it_here(tmp_path: Path, results: Path) -> None:
@@ -41,7 +41,7 @@ def test_an_error_is_that_of_doing_it_here(tmp_path: Path, results: Path) -> Non
     with pytest.raises(UsageError) as here:
         asked.do()
     with pytest.raises(UsageError) as there:
-        asyncio.run(asked.done())
+        awaited(asked.done())
     assert str(there.value) == str(here.value)
     assert str(tmp_path) not in str(there.value)
 
@@ -52,5 +52,5 @@ def test_what_is_unforeseen_is_logged(
     monkeypatch.setattr(correcting.log, "propagate", True)
     asked = Correcting(written(tmp_path, 4), None, ["OI"], 60)  # type: ignore[arg-type]
     with pytest.raises(StreamstatsError, match="the service's log has the details"):
-        asyncio.run(asked.done())
+        awaited(asked.done())
     assert "TypeError" in caplog.records[0].said  # type: ignore[attr-defined]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from base64 import b64encode
 from hashlib import sha256
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from loops import awaited
 
 from streamstats.service import manual
 from streamstats.service.access import POLICY
@@ -31,7 +31,7 @@ def answers(data: Path, *paths: str) -> list[httpx.Response]:
         service.stop()
         return found
 
-    return asyncio.run(asked())
+    return awaited(asked())
 
 
 @pytest.fixture

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+from loops import awaited
 from served import STORE, Served, npy
 
 import streamstats as ss
@@ -172,7 +172,7 @@ def test_a_failure_before_the_paths_is_answered_in_the_form_of_all_errors(
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
             return await http.get("/anything")
 
-    answer = asyncio.run(ask())
+    answer = awaited(ask())
     assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
     assert answer.json()["request"] == answer.headers["x-request-id"]
     assert "the reason" in caplog.text
