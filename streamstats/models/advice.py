@@ -57,7 +57,7 @@ IN_A_JOB = Advice(
     judge="`held_out`",
     precision="; it takes two samples or more",
     caveat="judge the model where it will run, and if it is worse, quantise with reduce_range=True",
-    other_weights="fetch the results of the job, and correct with `streamstats correct --other-weights`",
+    other_weights="submit the job again, which measures the model that it corrects",
 )
 IN_TORCH = Advice(
     worse=(

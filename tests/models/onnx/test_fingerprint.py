@@ -68,7 +68,7 @@ def test_correctors_of_another_version_of_the_model_are_refused(tmp_path: Path) 
     one_line(
         lambda: correct(tmp_path / "retrained.onnx", out, target, bits=4, how=in_a_job),
         MismatchError,
-        "fetch the results of the job, and correct with `streamstats correct --other-weights`",
+        "submit the job again, which measures the model that it corrects",
     )
     correct(tmp_path / "float.onnx", out, target, bits=4)
     done = correct(tmp_path / "retrained.onnx", out, target, bits=4, how=How(other_weights=True))
