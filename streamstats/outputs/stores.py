@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from itertools import product
+from itertools import chain, product, takewhile
 from pathlib import Path
 from typing import TypeVar
 
@@ -30,17 +30,20 @@ def located(ledger: L, manifest: Manifest | None) -> L:
 
 
 def _locations(store: str, named: tuple[str, ...]) -> frozenset[str]:
-    """Where `store` lies; if it is not said, where any of those that are `named` does."""
-    return frozenset(map(_location, [store] if store else named))
+    """Where `store` may lie; if it is not said, where any of those that are `named` may."""
+    return frozenset(chain.from_iterable(map(_places, [store] if store else named)))
 
 
-def _location(store: str) -> str:
-    """A URL, an absolute path, or the end of one: nobody knows any more in which folder a relative path began."""
+def _places(store: str) -> tuple[str, ...]:
+    """A URL or an absolute path. Nobody knows any more in which folder a relative path began: what follows its last
+    `..` is the end of one, unless it is a link, which is followed from this folder.
+    """
     if is_url(store):
-        return store
+        return (store,)
     if os.path.isabs(store):
-        return os.path.realpath(store)
-    return "/".join(part for part in Path(store).parts if part != os.pardir)
+        return (os.path.realpath(store),)
+    known = takewhile(lambda part: part != os.pardir, reversed(Path(store).parts))
+    return "/".join([*known][::-1]), os.path.realpath(store)
 
 
 def from_one(left: CountedSource, right: CountedSource) -> bool | None:

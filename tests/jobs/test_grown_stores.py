@@ -158,6 +158,8 @@ def test_a_store_is_compared_with_itself_after_it_has_grown(tmp_path: Path) -> N
         ("a.zarr", "./a.zarr", True),
         ("a.zarr", "{}/a.zarr", True),
         ("../nights/a.zarr", "a.zarr", True),
+        ("configs/../a.zarr", "{}/a.zarr", True),
+        ("configs/../site1/a.zarr", "{}/a.zarr", False),
         ("site1/a.zarr", "site2/a.zarr", False),
         ("{}/site1/a.zarr", "{}/a.zarr", False),
         ("{}/link/a.zarr", "{}/a.zarr", True),
@@ -178,3 +180,17 @@ def test_locations_may_be_one_although_they_are_named_differently(
     named = [Manifest({}, (name.format(tmp_path),)) for name in (mine, theirs)]
     outputs = [located(each, manifest).source for each, manifest in zip((found, later), named, strict=True)]
     assert from_one(*outputs) is (None if may else False)
+
+
+def test_a_link_in_this_folder_is_followed_even_if_it_is_named_by_a_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("latest").symlink_to("a.zarr")
+    recorded(Path("a.zarr"), VALUES[:95])
+    run(Job("latest", "last"))
+    recorded(Path("a.zarr"), VALUES[95:])
+    for output, name in (("tonight", "a.zarr"), ("later", str(tmp_path / "a.zarr"))):
+        run(Job(name, output))
+        with pytest.raises(MismatchError, match=r"rows 0:95 are counted in last, too, and nothing proves"):
+            merge(["last", output], "both")
