@@ -57,7 +57,7 @@ def from_one(left: CountedSource, right: CountedSource) -> bool | None:
     if (known & ~differing(mine, theirs)).any():
         return True
     sampled = known & (mine[:, 2] != UNSAMPLED) & (theirs[:, 2] != UNSAMPLED)
-    full = min(_full_files(left), _full_files(right))
+    full = min(full_files(left), full_files(right))
     if (sampled & ~copied(mine, theirs))[:full].any():
         return False
     return None if _may_lie_together(left, right) or not known.any() else False
@@ -78,7 +78,7 @@ def _may_be_one(one: str, other: str) -> bool:
     return not (one and other) or f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}")
 
 
-def _full_files(source: CountedSource) -> int:
+def full_files(source: CountedSource) -> int:
     """How many files had no room for more when they were counted; 0 if that is unknown."""
     if not (source.file_rows and source.covered):
         return 0

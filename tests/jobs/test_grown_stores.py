@@ -99,6 +99,21 @@ def test_a_store_that_has_grown_is_refused_beside_what_was_merged_from_it(tmp_pa
     assert merge([tmp_path / "before", tmp_path / "later"], tmp_path / "all")["fc"].rows == 140
 
 
+def test_a_chunk_that_was_filled_after_an_output_counted_it_proves_nothing_of_what_was_merged(tmp_path: Path) -> None:
+    store, rows = tmp_path / "a.zarr", samples(13, 8)
+    chunk = 10 * rows[0].nbytes
+    outputs = {"before": (6, 8), "after": (12, 13), "again": (6, 10)}
+    for start, stop, names in ((0, 8, ["before"]), (8, 13, ["after", "again"])):
+        with Recorder(store, chunk_bytes=chunk) as recorder:
+            recorder.append("fc", rows[start:stop])
+        for name in names:
+            run(Job(str(store), str(tmp_path / name), rows=outputs[name]))
+    assert merge([tmp_path / "before", tmp_path / "after"], tmp_path / "both")["fc"].covered == ((6, 8), (12, 13))
+    for order in (("both", "again"), ("again", "both")):
+        with pytest.raises(MismatchError, match=r"rows 6:8 are counted in .*, too, and nothing proves"):
+            merge([tmp_path / each for each in order], tmp_path / "all")
+
+
 def of_two_sites(folder: Path, *layers: str) -> list[Path]:
     """The outputs of two stores of one name: `conv` fills chunks of 4 rows, `fc` has room for more in its only one."""
     store = folder / "calibration.zarr"
