@@ -21,10 +21,16 @@ from .manifest import Manifest
 
 L = TypeVar("L", bound=Ledger)
 
+ANYWHERE = ""
+"""Of a path, the end that any path has."""
+
 
 def located(ledger: L, manifest: Manifest | None) -> L:
-    """`ledger` with the locations of its sources, as far as `manifest`, that of its output, tells."""
-    named = () if manifest is None else manifest.sources
+    """`ledger` with the locations of its sources, as far as `manifest`, that of its output, tells.
+
+    Without one, as after a first run that was killed, they may lie anywhere.
+    """
+    named = (ANYWHERE,) if manifest is None else manifest.sources
     sources = (replace(source, stores=_locations(source.address.store, named)) for source in ledger.sources)
     return replace(ledger, sources=tuple(sources))
 

@@ -114,6 +114,14 @@ def test_a_chunk_that_was_filled_after_an_output_counted_it_proves_nothing_of_wh
             merge([tmp_path / each for each in order], tmp_path / "all")
 
 
+@pytest.mark.parametrize("killed", ["last", "tonight"])
+def test_a_first_run_that_was_killed_does_not_say_where_its_store_lies(tmp_path: Path, killed: str) -> None:
+    run(Job(str(grown(tmp_path)), str(tmp_path / "tonight")))
+    (tmp_path / killed / "manifest.json").unlink()
+    with pytest.raises(MismatchError, match=r"rows 0:95 are counted in .*last, too, and nothing proves"):
+        merge([tmp_path / "last", tmp_path / "tonight"], tmp_path / "both")
+
+
 def of_two_sites(folder: Path, *layers: str) -> list[Path]:
     """The outputs of two stores of one name: `conv` fills chunks of 4 rows, `fc` has room for more in its only one."""
     store = folder / "calibration.zarr"
