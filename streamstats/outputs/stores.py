@@ -26,13 +26,15 @@ ANYWHERE = ""
 
 
 def located(ledger: L, manifest: Manifest | None) -> L:
-    """`ledger` with the locations of its sources, as far as `manifest`, that of its output, tells.
-
-    Without one, as after a first run that was killed, they may lie anywhere.
-    """
-    named = (ANYWHERE,) if manifest is None else manifest.sources
+    """`ledger` with the locations of its sources, as far as `manifest`, that of its output, tells."""
+    named = sources_named(manifest)
     sources = (replace(source, stores=_locations(source.address.store, named)) for source in ledger.sources)
     return replace(ledger, sources=tuple(sources))
+
+
+def sources_named(manifest: Manifest | None) -> tuple[str, ...]:
+    """The stores that `manifest` names; without one, as after a first run that was killed, they may lie anywhere."""
+    return (ANYWHERE,) if manifest is None else manifest.sources
 
 
 def _locations(store: str, named: tuple[str, ...]) -> frozenset[str]:

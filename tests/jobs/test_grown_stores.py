@@ -19,6 +19,7 @@ from streamstats.jobs.compare import compare
 from streamstats.jobs.job import Job
 from streamstats.jobs.merge import merge
 from streamstats.jobs.run import run
+from streamstats.jobs.status import status
 from streamstats.outputs.manifest import Manifest, read_manifest
 from streamstats.outputs.results import read_states, write_results
 from streamstats.outputs.stores import from_one, located
@@ -120,6 +121,18 @@ def test_a_first_run_that_was_killed_does_not_say_where_its_store_lies(tmp_path:
     (tmp_path / killed / "manifest.json").unlink()
     with pytest.raises(MismatchError, match=r"rows 0:95 are counted in .*last, too, and nothing proves"):
         merge([tmp_path / "last", tmp_path / "tonight"], tmp_path / "both")
+
+
+def test_what_first_runs_that_were_killed_have_counted_is_merged_and_may_still_be_of_any_store(tmp_path: Path) -> None:
+    run(Job(str(grown(tmp_path)), str(tmp_path / "tonight")))
+    recorded(tmp_path / "b.zarr", samples(40, 8, seed=1))
+    run(Job(str(tmp_path / "b.zarr"), str(tmp_path / "b")))
+    for killed in ("last", "b"):
+        (tmp_path / killed / "manifest.json").unlink()
+    merge([tmp_path / "last", tmp_path / "b"], tmp_path / "both", different_stores=True)
+    assert status(tmp_path / "both").layers[0].counted == 135
+    with pytest.raises(MismatchError, match=r"rows 0:40 are counted in .*both, too, and nothing proves"):
+        merge([tmp_path / "both", tmp_path / "tonight"], tmp_path / "all")
 
 
 def of_two_sites(folder: Path, *layers: str) -> list[Path]:
