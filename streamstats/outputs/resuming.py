@@ -9,6 +9,7 @@ from typing import Any
 
 from ..calibration.identity import file_range, mask_identities, rows_of_file, sampled
 from ..calibration.layer import Layer, arrays_of
+from ..calibration.recorded_model import short_fingerprint
 from ..coverage import EMPTY, Coverage, Rows
 from ..errors import DataError, MismatchError, UsageError, WayOut, contrasted, in_words, listed
 from ..quantization import Quantization
@@ -253,7 +254,9 @@ def _empty(output: Path, arrays: Sequence[Layer]) -> LayerStatistics:
 
 
 def check_same_job(layer: Layer, state: Ledger) -> None:
-    """Raise `MismatchError` if `layer` is described differently than when `state` was counted."""
+    """Raise `MismatchError` if `layer` is described differently than when `state` was counted, or was recorded from a
+    model with other weights.
+    """
     pairs = {
         "missing values": (state.missing_values, _missing_values(layer)),  # first: they may change the dtype, too
         "dtype": (str(state.space.dtype), str(layer.space.dtype)),
@@ -288,6 +291,7 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
                 WayOut.RESTART,
                 WayOut.ELSEWHERE,
             )
+    _check_same_model(layer, state)
     for kind in layer.kinds:
         if kind.tensors(state.space) != kind.tensors(layer.space):
             raise MismatchError(
@@ -295,6 +299,21 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
                 f"have the shape {layer.space.sample}",
                 WayOut.RESTART,
                 WayOut.ELSEWHERE,
+            )
+
+
+def _check_same_model(layer: Layer, state: Ledger) -> None:
+    """Raise `MismatchError` if the store was recorded from a model with other weights than what was counted."""
+    if not state.at(layer.address).covered:
+        return
+    weights = [(name, [each for other, each in state.weights if other == name], now) for name, now in layer.weights]
+    for name, counted, now in [(layer.name, [*state.models], layer.model), *weights]:
+        if counted and now and now not in counted:
+            before = " + ".join(map(short_fingerprint, counted))
+            raise MismatchError(
+                f"layer {name}: {layer.store} was recorded from a model with other weights than what was counted: the "
+                f"fingerprints are {short_fingerprint(now)} and {before}; count everything again with --restart, or "
+                "choose another output"
             )
 
 

@@ -601,6 +601,36 @@ def test_an_array_that_was_made_anew_in_another_way_is_an_error(tmp_path: Path) 
     assert results(tmp_path / "out") == undisturbed(store, tmp_path)
 
 
+MODELS = [f"onnx:{digit * 64}" for digit in "ab"]
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        [{"model_fingerprint": each} for each in MODELS],
+        [{"weight_fingerprints": {"fc": each}} for each in MODELS],
+    ],
+    ids=["model", "weight"],
+)
+def test_a_store_that_was_recorded_anew_from_a_model_with_other_weights_is_an_error(
+    tmp_path: Path, known: list[dict[str, Any]]
+) -> None:
+    store = tmp_path / "s.zarr"
+    for rows, fingerprints in zip((8, 9), known, strict=True):
+        shutil.rmtree(store, ignore_errors=True)
+        with Recorder(store, **fingerprints) as recorder:
+            recorder.append("fc", samples(rows, 3, seed=rows))
+        if rows == 8:
+            run(config(store))
+    for refused in (lambda: run(config(store)), lambda: forget(config(store), (0, 1)), lambda: verify(config(store))):
+        with pytest.raises(
+            MismatchError, match=r"layer fc: .*other weights .* onnx:b+… and onnx:a+…; count everything"
+        ):
+            refused()
+    run(config(store), restart=True)
+    assert results(tmp_path / "out") == undisturbed(store, tmp_path)
+
+
 def test_a_store_with_fewer_rows_than_were_counted_is_an_error(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s.zarr", {"conv": samples(8, 3)})
     run(config(store))
