@@ -312,8 +312,9 @@ def _check_same_model(layer: Layer, state: Ledger) -> None:
             before = " + ".join(map(short_fingerprint, counted))
             raise MismatchError(
                 f"layer {name}: {layer.store} was recorded from a model with other weights than what was counted: the "
-                f"fingerprints are {short_fingerprint(now)} and {before}; count everything again with --restart, or "
-                "choose another output"
+                f"fingerprints are {short_fingerprint(now)} and {before}",
+                WayOut.RESTART,
+                WayOut.ELSEWHERE,
             )
 
 
