@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
@@ -24,6 +25,7 @@ from .recorded_model import weights_from
 from .sources.source import Source
 
 ATTRIBUTES_KEY = "streamstats"
+UUID_FORM = re.compile("[0-9a-f]{32}")
 MOST_FILES = 10**8
 """Files of one array, one per shard or chunk."""
 
@@ -165,11 +167,19 @@ def _read_attributes(layer: Layer, attributes: object) -> Layer:
         layer = layer.with_quantization(Quantization.from_metadata(attributes["quantization"]))
     tensor, rows_are, model = (str(attributes.get(key, "")) for key in ("tensor", "rows_are", "model"))
     weights = weights_from(attributes.get("weights", {}))
-    layer = replace(layer, tensor=tensor, rows_are=rows_are, model=model, weights=weights)
+    layer = replace(layer, tensor=tensor, rows_are=rows_are, model=model, weights=weights, uuid=_uuid(attributes))
     layer = replace(layer, order=_integer(attributes, "order", 0) if "order" in attributes else None)
     if "layers" in attributes:
         return layer.with_readers(Readers.from_metadata(attributes["layers"]))
     return layer.with_kernel(Kernel.from_metadata(attributes.get("kernel")))
+
+
+def _uuid(attributes: Mapping[Any, Any]) -> str:
+    """The UUID by which a recorder made the array known; empty if none did."""
+    found = attributes.get("uuid") or ""
+    if found and not UUID_FORM.fullmatch(str(found)):
+        raise ValueError(f"uuid is {found!r:.60}, expected 32 hex digits")
+    return str(found)
 
 
 def _integer(attributes: Mapping[Any, Any], key: str, default: int) -> int:

@@ -57,7 +57,8 @@ class Layer:
     apart. `min_rows` is the number of rows below which the job is incomplete.
     `rows_are` says what a row is if it is no sample: "positions" or "parts" of samples. `model` is the fingerprint of
     the weights of the model that was recorded, empty if unknown; `weights` are those of the layers that read the array,
-    as far as they are known. `order` is its place among the layers in the order of their first samples, None if
+    as far as they are known. `uuid` is the random number, in hex, by which its recorder made the array known, and its
+    copies; empty for other arrays. `order` is its place among the layers in the order of their first samples, None if
     unknown.
     From the row `unwritten_from` on, if known, a file had room for more when it was counted, and has not been written
     since, although the array has grown.
@@ -89,6 +90,7 @@ class Layer:
     rows_are: str = ""
     model: str = ""
     weights: Weights = ()
+    uuid: str = ""
     order: int | None = None
     attributes: Attributes | None = None
     unwritten_from: int | None = None

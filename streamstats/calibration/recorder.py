@@ -17,6 +17,7 @@ from itertools import accumulate
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from uuid import uuid4
 
 import numpy as np
 import numpy.typing as npt
@@ -260,6 +261,7 @@ class Recorder:
     def _create(self, layer: Layer) -> None:
         rows = max(1, self._chunk_bytes // max(1, layer.row_bytes))
         attributes: dict[str, Any] = {"channel_axis": layer.channel_axis, "recorded": True, "rows": 0}
+        attributes["uuid"] = uuid4().hex
         attributes["order"] = len(self._open)
         attributes |= self._in_part
         if layer.mask is not None:

@@ -71,8 +71,8 @@ class CountedSource:
     array called `mask`, which says which positions count, if there is one. The rows from `settled_rows` on lie in a
     file with room for more; those of them that were counted apart are the `tail`. `recorded` says that its
     writer commits rows, as our recorder does: a file that has changed has grown. A file has room for `file_rows`, 0 if
-    that is unknown, as in older states. `stores` are the locations of which one was its store, if `stores.located` has
-    found them; its state does not have them.
+    that is unknown, as in older states. `uuid` is that of an array of our recorder. `stores` are the locations of which
+    one was its store, if `stores.located` has found them; its state does not have them.
     """
 
     fingerprint: str
@@ -89,6 +89,7 @@ class CountedSource:
     recorded: bool = False
     address: Address = ONLY
     file_rows: int = 0
+    uuid: str = ""
     stores: frozenset[str] = frozenset()
 
     def __repr__(self) -> str:
@@ -154,7 +155,8 @@ class CountedSource:
     def _key(self) -> tuple[object, ...]:
         rows = self.covered, self.excluded, self.filled, self.accepted, self.tail, self.settled_rows
         files = self.files.tobytes(), self.mask_files.tobytes()
-        return self.fingerprint, self.rows, rows, files, self.file_rows, self.mask, self.recorded, self.address
+        described = self.file_rows, self.mask, self.recorded, self.address, self.uuid
+        return self.fingerprint, self.rows, rows, files, described
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -169,6 +171,7 @@ def source_of(layer: Layer, rows: int | None = None) -> CountedSource:
         recorded=layer.commits,
         address=layer.address,
         file_rows=layer.shards[0] if layer.shards else 0,
+        uuid=layer.uuid,
     )
 
 

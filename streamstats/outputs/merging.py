@@ -153,6 +153,7 @@ def _union(layer: str, left: CountedSource, right: CountedSource) -> CountedSour
         recorded=left.recorded and right.recorded,
         address=left.address if left.address == right.address else ONLY,
         file_rows=left.file_rows or right.file_rows,
+        uuid=left.uuid or right.uuid,
         stores=left.stores & right.stores or left.stores | right.stores,
     )
 

@@ -115,7 +115,8 @@ class Resuming:
         accepted = self._accepted(layer, changed) & source.covered
         rows = max(layer.rows, source.covered.stop, source.excluded.stop if self.accept_changes else 0)
         excluded = source.excluded & Coverage.first(rows)
-        return replace(source, rows=rows, excluded=excluded, accepted=source.accepted | accepted)
+        known = layer.uuid or source.uuid  # an older version did not note it
+        return replace(source, rows=rows, excluded=excluded, accepted=source.accepted | accepted, uuid=known)
 
     def _accepted(self, layer: Layer, changes: Sequence[Change]) -> Coverage:
         """The rows of files that have changed and are accepted. Raises `DataError` if they are not."""

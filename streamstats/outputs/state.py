@@ -64,6 +64,7 @@ def state_bytes(ledger: Ledger) -> bytes:
         **_attributes_metadata(ledger),
         "masked": json.dumps(space.masked),
         "sources": json.dumps([_described(source) for source in ledger.sources]),
+        **_uuids_metadata(ledger),
         **_file_rows_metadata(ledger),
         **_addresses_metadata(ledger),
     }
@@ -109,6 +110,20 @@ def _file_rows(metadata: Mapping[str, str], number: int) -> list[int]:
     found = json.loads(metadata.get("file_rows", "[]")) or [0] * number
     if not isinstance(found, list) or len(found) != number or any(type(each) is not int or each < 0 for each in found):
         raise ValueError(f"its {number} sources have files of {found!r} rows")
+    return found
+
+
+def _uuids_metadata(ledger: Ledger) -> dict[str, str]:
+    """The UUIDs of the arrays; nothing if no array has one."""
+    found = [source.uuid for source in ledger.sources]
+    return {"uuids": json.dumps(found)} if any(found) else {}
+
+
+def _uuids(metadata: Mapping[str, str], number: int) -> list[str]:
+    """Of the sources, as many as that `number`; empty where they have none. Raises `ValueError`."""
+    found = json.loads(metadata.get("uuids", "[]")) or [""] * number
+    if not isinstance(found, list) or len(found) != number or any(type(each) is not str for each in found):
+        raise ValueError(f"its {number} sources have the UUIDs {found!r}")
     return found
 
 
@@ -191,8 +206,11 @@ def _from_file(tensors: Arrays, metadata: Mapping[str, str]) -> LayerStatistics:
         raise ValueError("it names no source")
     if any(source.tail for source in sources) != bool(settled):
         raise ValueError("it has a tail without the statistics of all other rows, or these without a tail")
-    told = zip(_addresses(metadata, len(sources)), _file_rows(metadata, len(sources)), strict=True)
-    sources = [replace(each, address=said, file_rows=rows) for each, (said, rows) in zip(sources, told, strict=True)]
+    told = (read(metadata, len(sources)) for read in (_addresses, _file_rows, _uuids))
+    sources = [
+        replace(each, address=address, file_rows=rows, uuid=uuid)
+        for each, address, rows, uuid in zip(sources, *told, strict=True)
+    ]
     return LayerStatistics(
         layer=metadata["layer"],
         channel_axis=axis,

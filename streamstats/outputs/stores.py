@@ -1,8 +1,9 @@
 """Whether two sources were counted from one store, which may have grown in between.
 
-A file that is as it was proves one store. A file that was full when both counted it is never written again, so other
-content proves two. A file that had room for more proves neither: what is left is the location, at which two stores may
-have followed each other, or two sites may each have their own.
+A file that is as it was proves one store. Arrays of our recorder have UUIDs, which tell one from two, whatever became
+of their files and wherever they were moved. Of others, a file that was full when both counted it is never written
+again, so other content proves two. A file that had room for more proves neither: what is left is the location, at which
+two stores may have followed each other, or two sites may each have their own.
 """
 
 from __future__ import annotations
@@ -66,7 +67,12 @@ def from_one(left: CountedSource, right: CountedSource) -> bool | None:
         return True
     sampled = known & (mine[:, 2] != UNSAMPLED) & (theirs[:, 2] != UNSAMPLED)
     full = min(full_files(left), full_files(right))
-    if (sampled & ~copied(mine, theirs))[:full].any():
+    rewritten = (sampled & ~copied(mine, theirs))[:full].any()
+    if left.uuid and right.uuid:
+        if left.uuid != right.uuid:
+            return False
+        return None if rewritten else True  # a copy that somebody wrote into has the UUID, too
+    if rewritten:
         return False
     return None if _may_lie_together(left, right) or not known.any() else False
 

@@ -8,13 +8,14 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import zarr
 from stores import Array, build_store, samples
 
 from streamstats.calibration.recorder import Recorder
-from streamstats.errors import MismatchError
+from streamstats.errors import DataError, MismatchError
 from streamstats.jobs.compare import compare
 from streamstats.jobs.job import Job
 from streamstats.jobs.merge import merge
@@ -27,9 +28,12 @@ from streamstats.outputs.stores import from_one, located
 VALUES = samples(100, 8)
 
 
-def recorded(store: Path, values: Array) -> None:
-    with Recorder(store) as recorder:
-        recorder.append("fc", values)
+def recorded(store: Path, values: Array, layer: str = "fc", **options: Any) -> None:
+    """As versions before UUIDs did."""
+    with Recorder(store, **options) as recorder:
+        recorder.append(layer, values)
+    attributes = zarr.open_array(str(store), path=layer).attrs
+    attributes["streamstats"] = {name: said for name, said in attributes["streamstats"].items() if name != "uuid"}
 
 
 def written(store: Path, values: Array) -> None:
@@ -105,8 +109,7 @@ def test_a_chunk_that_was_filled_after_an_output_counted_it_proves_nothing_of_wh
     chunk = 10 * rows[0].nbytes
     outputs = {"before": (6, 8), "after": (12, 13), "again": (6, 10)}
     for start, stop, names in ((0, 8, ["before"]), (8, 13, ["after", "again"])):
-        with Recorder(store, chunk_bytes=chunk) as recorder:
-            recorder.append("fc", rows[start:stop])
+        recorded(store, rows[start:stop], chunk_bytes=chunk)
         for name in names:
             run(Job(str(store), str(tmp_path / name), rows=outputs[name]))
     assert merge([tmp_path / "before", tmp_path / "after"], tmp_path / "both")["fc"].covered == ((6, 8), (12, 13))
@@ -140,9 +143,9 @@ def of_two_sites(folder: Path, *layers: str) -> list[Path]:
     store = folder / "calibration.zarr"
     sizes = {"conv": (12, 3), "fc": (10, 1)}
     for site in ("site1", "site2"):
-        with Recorder(store, chunk_bytes=4 * 3 * 4) as recorder:
-            for layer in layers:
-                recorder.append(layer, samples(*sizes[layer], seed=len(site + layer) + int(site[-1])))
+        for layer in layers:
+            values = samples(*sizes[layer], seed=len(site + layer) + int(site[-1]))
+            recorded(store, values, layer, chunk_bytes=4 * 3 * 4)
         run(Job(str(store), str(folder / site)))
         shutil.rmtree(store)
     return [folder / "site1", folder / "site2"]
@@ -172,6 +175,60 @@ def test_what_an_older_state_does_not_say_is_not_taken_for_a_proof(tmp_path: Pat
         write_results(output, manifest.sources, {"conv": older})
     with pytest.raises(MismatchError, match=r"rows 0:12 are counted in .*site1, too, and nothing proves"):
         merge(outputs, tmp_path / "again")
+
+
+def with_uuid(store: Path, values: Array) -> None:
+    with Recorder(store) as recorder:
+        recorder.append("fc", values)
+
+
+def test_a_uuid_tells_two_stores_of_one_name(tmp_path: Path) -> None:
+    store = tmp_path / "calibration.zarr"
+    for site in (1, 2):
+        with_uuid(store, samples(10, 1, seed=site))
+        run(Job(str(store), str(tmp_path / str(site))))
+        shutil.rmtree(store)
+    merged = merge([tmp_path / "1", tmp_path / "2"], tmp_path / "all")["fc"]
+    assert (merged.rows, {len(each.uuid) for each in merged.sources}) == (20, {32})
+
+
+def test_a_uuid_tells_a_store_that_was_moved_after_it_has_grown(tmp_path: Path) -> None:
+    grown(tmp_path, with_uuid).rename(tmp_path / "b.zarr")
+    for rows in ((90, None), (95, None)):
+        run(Job(str(tmp_path / "b.zarr"), str(tmp_path / str(rows[0])), rows=rows))
+    said = r"rows 90:95 are counted in .*last, too, from the same store; .* count only the rows added .*`rows: \"95:\"`"
+    with pytest.raises(MismatchError, match=said) as told:
+        merge([tmp_path / "last", tmp_path / "90"], tmp_path / "both")
+    assert "--different-stores" not in str(told.value)
+    with pytest.raises(MismatchError, match="from the same store"):
+        merge([tmp_path / "last", tmp_path / "90"], tmp_path / "both", different_stores=True)
+    assert merge([tmp_path / "last", tmp_path / "95"], tmp_path / "both")["fc"].covered == ((0, 100),)
+
+
+def test_a_copy_that_somebody_wrote_into_may_be_one_store_or_another(tmp_path: Path) -> None:
+    with Recorder(tmp_path / "a.zarr", chunk_bytes=4 * 32) as recorder:
+        recorder.append("fc", VALUES[:10])
+    shutil.copytree(tmp_path / "a.zarr", tmp_path / "b.zarr")
+    zarr.open_array(str(tmp_path / "b.zarr"), path="fc")[:] = samples(10, 8, seed=1)
+    outputs = [tmp_path / "a", tmp_path / "b"]
+    for output in outputs:
+        run(Job(f"{output}.zarr", str(output)))
+    with pytest.raises(MismatchError, match=r"rows 0:10 are counted in .*nothing proves"):
+        merge(outputs, tmp_path / "both")
+    assert merge(outputs, tmp_path / "both", different_stores=True)["fc"].rows == 20
+
+
+@pytest.mark.parametrize("uuid", ["", "0" * 31, "G" * 32, 7, None, ["0" * 32]], ids=str)
+def test_what_is_no_uuid_is_refused_or_none(tmp_path: Path, uuid: object) -> None:
+    with_uuid(tmp_path / "a.zarr", VALUES)
+    attributes = zarr.open_array(str(tmp_path / "a.zarr"), path="fc").attrs
+    attributes["streamstats"] = {**attributes["streamstats"], "uuid": uuid}
+    job = Job(str(tmp_path / "a.zarr"), str(tmp_path / "out"))
+    if not uuid:
+        assert run(job).statistics["fc"].source.uuid == ""
+    else:
+        with pytest.raises(DataError, match=r"layer fc: .*uuid is .*, expected 32 hex digits"):
+            run(job)
 
 
 def test_stores_at_two_places_are_two(tmp_path: Path) -> None:
