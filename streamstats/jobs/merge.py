@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 
+from ..address import local_path
 from ..calibration.addresses import Address
 from ..calibration.recorded_model import short_fingerprint, weights_among
 from ..errors import MismatchError, UsageError
@@ -41,7 +42,7 @@ def merge(
     """
     if isinstance(outputs, str | Path):
         raise UsageError(f"the outputs to merge are {outputs!s}; expected a list of folders")
-    folders, target = [Path(each) for each in outputs], Path(output)
+    folders, target = [local_path(each) for each in outputs], local_path(output)
     if target.resolve() in {each.resolve() for each in folders}:
         raise UsageError(f"{output} is one of the outputs to merge; choose another folder")
     merged = _merged(folders, different_stores=different_stores, other_weights=other_weights)

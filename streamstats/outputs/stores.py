@@ -63,9 +63,10 @@ def from_one(left: CountedSource, right: CountedSource) -> bool | None:
     if not len(mine):
         return True  # what a meter has measured is known by its name, which stands for the layout
     known = has_identity(mine) & has_identity(theirs)
-    if (known & ~differing(mine, theirs)).any():
-        return True
     sampled = known & (mine[:, 2] != UNSAMPLED) & (theirs[:, 2] != UNSAMPLED)
+    changed = differing(mine, theirs) | sampled & (mine[:, 2] != theirs[:, 2])  # archives may give all files one time
+    if (known & ~changed).any():
+        return True
     full = min(full_files(left), full_files(right))
     rewritten = (sampled & ~copied(mine, theirs))[:full].any()
     if left.uuid and right.uuid:

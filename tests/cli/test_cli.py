@@ -387,6 +387,15 @@ def test_results_are_files_and_a_url_is_refused(tmp_path: Path, command: str) ->
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("command", ["merge a b -o", "merge a b --output=", "inspect", "demo"])
+def test_an_empty_path_is_not_this_folder(tmp_path: Path, command: str) -> None:
+    words = command.split() if command.endswith("=") else [*command.split(), ""]
+    done = streamstats(*words, folder=tmp_path)
+    assert done.returncode == 2
+    assert "a path is empty; name a file or folder, or . for this one" in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_job_does_not_write_to_a_url(tmp_path: Path, store: Path) -> None:
     job = write_config(tmp_path, f"source: {store}\noutput: s3://bucket/out\n")
     done = streamstats("run", job, folder=tmp_path)

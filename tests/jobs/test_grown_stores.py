@@ -4,6 +4,7 @@ store that has grown from two of one name.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -156,6 +157,16 @@ def test_a_full_chunk_that_differs_proves_two_stores_of_one_name_for_all_of_thei
     merged = merge(outputs, tmp_path / "all")
     assert {name: found.rows for name, found in merged.items()} == {"conv": 24, "fc": 20}
     assert not compare(*outputs).same_stores
+
+
+def test_files_of_one_size_and_time_that_differ_in_content_do_not_make_two_stores_one(tmp_path: Path) -> None:
+    """As in stores that were unpacked from archives that give all files one time."""
+    for name, seed in (("a", 1), ("b", 2)):
+        store = build_store(tmp_path / f"{name}.zarr", {"fc": samples(8, 3, seed=seed)}, compressors=None)
+        for path in store.rglob("*"):
+            os.utime(path, ns=(0, 0))
+        run(Job(str(store), str(tmp_path / name)))
+    assert merge([tmp_path / "a", tmp_path / "b"], tmp_path / "all")["fc"].rows == 16
 
 
 def test_without_a_full_chunk_the_user_says_that_there_are_two_stores(tmp_path: Path) -> None:
