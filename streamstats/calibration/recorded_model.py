@@ -56,6 +56,15 @@ def weights_from(stored: object) -> Weights:
     return tuple(sorted((str(layer), str(each)) for layer, each in stored.items()))
 
 
+def fingerprint_kind(fingerprint: str) -> str:
+    """Its kind. Fingerprints of different kinds cannot be compared, even if they are of the same model.
+
+    >>> fingerprint_kind("onnx:" + "0123456789abcdef" * 4)
+    'onnx'
+    """
+    return fingerprint.partition(":")[0]
+
+
 def short_fingerprint(fingerprint: str) -> str:
     """Its first digits, for a message.
 

@@ -165,7 +165,7 @@ def _say_shortfalls(found: Mapping[str, Shortfall], output: str) -> None:
 
 def _until_stable(job: Job, options: Namespace) -> tuple[Job, KnownTo]:
     """The job, which also counts what standard errors need, and the test for enough samples."""
-    from ..models.fingerprints import check_counted
+    from ..models.fingerprints import check_recorded, recorded_of
     from ..models.linear import PRECISION_STATISTICS
     from ..models.onnx.fingerprint import fingerprints
     from ..models.onnx.precision import KnownTo
@@ -179,7 +179,7 @@ def _until_stable(job: Job, options: Namespace) -> tuple[Job, KnownTo]:
     given = fingerprints(subject.original)
 
     def check(counted: Mapping[str, LayerStatistics]) -> None:
-        check_counted(str(job.source), counted, given, subject.name, "run without --until-stable")
+        check_recorded(str(job.source), recorded_of(counted), given, subject.name, "run without --until-stable")
 
     known = KnownTo(subject.quantized, subject.pairs, options.until_stable, check)
     return job.counting(*PRECISION_STATISTICS), known

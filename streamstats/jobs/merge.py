@@ -8,7 +8,7 @@ from functools import reduce
 from pathlib import Path
 
 from ..calibration.addresses import Address
-from ..calibration.recorded_model import short_fingerprint, weights_among
+from ..calibration.recorded_model import fingerprint_kind, short_fingerprint, weights_among
 from ..errors import MismatchError, UsageError
 from ..outputs.copies import counted_twice, in_doubt
 from ..outputs.layer_statistics import LayerStatistics
@@ -123,8 +123,8 @@ def _check_same_model(
 
 def _differ(left: Collection[str], right: Collection[str]) -> bool:
     """Whether fingerprints differ; those of different kinds cannot be compared."""
-    kinds = {each.partition(":")[0] for each in left} & {each.partition(":")[0] for each in right}
-    mine, theirs = ({each for each in side if each.partition(":")[0] in kinds} for side in (left, right))
+    kinds = {*map(fingerprint_kind, left)} & {*map(fingerprint_kind, right)}
+    mine, theirs = ({each for each in side if fingerprint_kind(each) in kinds} for side in (left, right))
     return mine != theirs
 
 

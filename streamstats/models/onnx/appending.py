@@ -60,7 +60,7 @@ def _check_names(store: str | Path, part: str, known: Mapping[str, str], wanted:
         stored = stored_layer(store, array, part)
         for layer, weight in () if stored is None else stored.weights:
             weights.setdefault(layer, []).append(weight)
-    check_names(str(store), weights, wanted.fingerprints, wanted.path)
+    check_names(store, weights, wanted.fingerprints, wanted.path)
 
 
 def _by_array(target: Target, known: Mapping[str, str]) -> list[Target]:

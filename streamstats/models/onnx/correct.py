@@ -17,7 +17,7 @@ from ...progress import QUIET, Progress, Stage
 from ...ranges.finding import MINMAX
 from ...storage.files import remove_folder, write_bytes
 from ..advice import ON_COMMAND_LINE, Advice
-from ..fingerprints import check_recorded
+from ..fingerprints import check_recorded, recorded_in
 from ..harm import TRIALS, WORSE, Trials, tell, without
 from ..judgement import BY_MOMENTS, CALIBRATED, CORRECTED, ONE_PASS, UNCORRECTED, Judgement
 from ..linear import LayerCorrection
@@ -439,11 +439,12 @@ def _with_means(
 ) -> _Correcting:
     """The correction of `subject`; each that is plainer has those after it as plainer ones."""
     differs = check_recorded(
-        Path(correctors),
-        [layer.name for layer in subject.layers],
+        correctors,
+        recorded_in(Path(correctors)),
         fingerprints(subject.original),
         subject.name,
         how.advice.other_weights,
+        layers=[layer.name for layer in subject.layers],
         other_weights=how.other_weights,
     )
     if differs:
