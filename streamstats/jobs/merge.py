@@ -27,10 +27,10 @@ def merge(
     """Write the statistics over the rows of all `outputs` to `output`, another folder, and return those of each layer.
 
     Layers that only one output has are copied; of several `min_rows` for a layer, the greatest applies. With
-    `different_stores`, outputs are taken for those of different stores where nothing proves the contrary, as of stores
-    of one name at two sites. Outputs of models with other weights are only merged with `other_weights`. Raises
-    `UsageError` for an output without states, `MismatchError` if outputs do not fit together, or have counted the same
-    row, or may have, `DataError` for a damaged file, `OutputError` if a file cannot be written.
+    `different_stores`, outputs count as those of different stores unless the opposite is proved: two sites may have
+    stores of one name. Outputs of models with other weights are merged only with `other_weights`. Raises `UsageError`
+    for an output without states; `MismatchError` if outputs do not fit together, have counted the same row, or may
+    have; `DataError` for a damaged file; `OutputError` if a file cannot be written.
 
     >>> for day, value in [("monday", 1.0), ("tuesday", 3.0)]:
     ...     meter = ss.Meter(name=day)
@@ -153,8 +153,8 @@ def _check_no_doubt(
         raise MismatchError(
             f"{output}: layer {twice.layer}: rows {twice.rows} are counted in {other}, too, and {twice.how}; expected "
             "each row once; if it is one store, count only the rows added since, with "
-            f'`rows: "{twice.rows.stop}:"` in an output of their own, and merge that; if they are two, merge with '
-            "--different-stores"
+            f'`rows: "{twice.rows.stop}:"` in an output of their own, and merge that; if they are two, add '
+            "--different-stores (in Python, `different_stores=True`)"
         )
 
 
