@@ -18,14 +18,14 @@ Weights = tuple[tuple[str, str], ...]
 
 
 def check_model_fingerprint(fingerprint: str) -> str:
-    """`fingerprint`, which is empty if the model is unknown. Raises `UsageError` for anything else than its form."""
+    """`fingerprint`, which is empty if the model is unknown. Raises `UsageError` for text of another form."""
     if fingerprint:
         _check_form("model_fingerprint", fingerprint, "the model")
     return fingerprint
 
 
 def check_weight_fingerprints(fingerprints: Mapping[str, str] | None) -> Weights:
-    """The `fingerprints` of weights, by layer. Raises `UsageError` for anything else than their form."""
+    """The `fingerprints` of weights, by layer. Raises `UsageError` for text of another form."""
     found = tuple(sorted((fingerprints or {}).items()))
     for layer, each in found:
         _check_form(f"the weight fingerprint of layer {layer}", each, "the weight")

@@ -337,7 +337,7 @@ class _Correcting:
             self.progress.say(
                 f"warning: the inputs of layer {found.layer} differ in size: the largest mean of a channel is "
                 f"{found.calibrated:.3g} over {source}, but {found.held_out:.3g} over {held_out.samples}; check the "
-                "preprocessing: both need the one that the model gets in use"
+                "preprocessing: both need that of the model in use"
             )
 
     def _written(

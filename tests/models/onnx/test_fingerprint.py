@@ -248,7 +248,7 @@ def test_appending_other_layers_to_a_store_is_said(tmp_path: Path, capsys: pytes
     command = ["record", str(tmp_path / "o.onnx"), "--samples", str(tmp_path / "x.npy"), "--append"]
     command += ["-o", str(tmp_path / "s.zarr")]
     assert main(command) == 0
-    said = f"warning: {tmp_path}/s.zarr holds none of the layers that are recorded, but m0, m3; they are added as new"
+    said = f"warning: {tmp_path}/s.zarr holds none of these layers, only m0, m3; the layers of this model are"
     assert said in capsys.readouterr().err
 
 
