@@ -89,8 +89,8 @@ def check_recorded(
     differs = _difference(compared, given, name)
     if differs and not other_weights:
         raise MismatchError(
-            f"{place}: {differs}; give the model that was recorded, or record {name} and run again; if the inputs of "
-            f"its layers are nevertheless the same, as after folding a normalisation, {otherwise}"
+            f"{place}: {differs}; give the model that was recorded, or record {name} into another store and run again; "
+            f"if the inputs of its layers are nevertheless the same, as after folding a normalisation, {otherwise}"
         )
     return differs
 
@@ -125,7 +125,7 @@ def _difference(recorded: Mapping[str, Recorded], given: Fingerprints, name: str
     for layer, each in recorded.items():
         here = given.weights.get(layer, "")
         if other := _other_than(here, each.weights):
-            return f"layer {layer} was recorded with another weight than it has in {name}: {_both(other, here)}"
+            return f"the weight of layer {layer} in {name} is not the one that was recorded: {_both(other, here)}"
     for layer, each in recorded.items():
         if other := _other_than(given.model, each.models):
             return (
@@ -140,4 +140,4 @@ def _other_than(here: str, recorded: Iterable[str]) -> str:
 
 
 def _both(recorded: str, here: str) -> str:
-    return f"their fingerprints are {short_fingerprint(recorded)} and {short_fingerprint(here)}"
+    return f"the fingerprint is {short_fingerprint(here)}, not {short_fingerprint(recorded)}"

@@ -448,7 +448,7 @@ def _with_means(
         other_weights=how.other_weights,
     )
     if differs:
-        progress.say(f"warning: {differs}; the means of that model are used nevertheless")
+        progress.say(f"warning: {differs}; the recorded means are used nevertheless")
     others: list[_Correcting] = []
     for each in (*reversed(plainer), subject):
         method = _from_means(each, Path(correctors), how, progress, differs)
