@@ -38,6 +38,11 @@ class Forgotten:
     others: int
     excluded: tuple[Rows, ...]
 
+    def document(self) -> dict[str, Any]:
+        """JSON-ready, without the name of the layer."""
+        excluded = [list(rows) for rows in self.excluded]
+        return {"array": self.array, "rows": self.rows, "others": self.others, "excluded": excluded}
+
 
 def forget(
     job: Job,
