@@ -202,26 +202,18 @@ def _how(options: Namespace, output: Path | None) -> How:
 
     _check_how(options)
     iterative = outputs = held_out = None
-    axes = batch_axes(options.batch_axis)
-    batches = {} if options.batch_size is None else {"batch_size": options.batch_size}
+    running: dict[str, Any] = {"mask": options.mask, "batch_axes": batch_axes(options.batch_axis)}
+    if options.batch_size is not None:
+        running["batch_size"] = options.batch_size
     if options.iterative is not None or options.outputs:
         work = options.work or (output or Path(options.correctors) / "report").with_suffix(".work")
         if options.outputs:
-            outputs = Outputs(options.samples, work, mask=options.mask, batch_axes=axes, **batches)
+            outputs = Outputs(options.samples, work, **running)
         else:
-            iterative = Iterative(
-                options.samples,
-                work,
-                options.iterative,
-                mask=options.mask,
-                batch_axes=axes,
-                positions_as_rows=options.positions_as_rows,
-                **batches,
-            )
+            as_rows = options.positions_as_rows
+            iterative = Iterative(options.samples, work, options.iterative, positions_as_rows=as_rows, **running)
     if options.held_out is not None:
-        held_out = HeldOut(
-            options.held_out, options.labels, options.score, mask=options.mask, batch_axes=axes, **batches
-        )
+        held_out = HeldOut(options.held_out, options.labels, options.score, **running)
     trials = TRIALS if options.trials is None else options.trials
     return How(iterative, held_out, options.do_no_harm, options.fail_if_worse, trials, outputs, options.other_weights)
 

@@ -125,11 +125,11 @@ def _difference(recorded: Mapping[str, Recorded], given: Fingerprints, name: str
     for layer, each in recorded.items():
         here = given.weights.get(layer, "")
         if other := _other_than(here, each.weights):
-            return f"the weight of layer {layer} in {name} is not the one that was recorded: {_both(other, here)}"
+            return f"the weight of layer {layer} in {name} is not the one that was recorded ({_both(other, here)})"
     for layer, each in recorded.items():
         if other := _other_than(given.model, each.models):
             return (
-                f"layer {layer} was recorded from a model with other weights than {name}: {_both(other, given.model)}"
+                f"layer {layer} was recorded from a model with other weights than {name} ({_both(other, given.model)})"
             )
     return ""
 
