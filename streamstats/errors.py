@@ -6,8 +6,9 @@ command line, so a batch system can tell a job that needs correcting (2) from da
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from enum import StrEnum
 from importlib import import_module
 from types import ModuleType
 
@@ -17,6 +18,14 @@ layer was corrected."""
 
 DISTRIBUTION = "streamstats-calibration"
 """The name on the package index; the import name is `streamstats`."""
+
+
+class WayOut(StrEnum):
+    """What to do about counts that no longer fit their job, in the words of the command line."""
+
+    RESTART = "count everything again with `run --restart`"
+    ACCEPT = "keep what was counted with `run --accept-changes`"
+    ELSEWHERE = "choose another output"
 
 
 class StreamstatsError(Exception):
@@ -31,6 +40,14 @@ class StreamstatsError(Exception):
 
     exit_status = FAILURE
     """The exit status of the command line after such an error."""
+
+    def __init__(self, found: object = "", *ways_out: str) -> None:
+        """The message is what was `found`, followed by the ways out, where they are given apart."""
+        super().__init__(found, *ways_out)
+        self.found, self.ways_out = str(found), ways_out
+
+    def __str__(self) -> str:
+        return f"{self.found}; {either(self.ways_out)}" if self.ways_out else self.found
 
 
 class UsageError(StreamstatsError, ValueError):
@@ -140,6 +157,16 @@ def listed(names: Iterable[str], most: int = 8) -> str:
     every = [*names]
     more = f" and {len(every) - most:,} more" if len(every) > most else ""
     return (", ".join(every[:most]) or "none") + more
+
+
+def either(ways: Sequence[str]) -> str:
+    """The alternatives `ways`, of which there is one or more, for a message.
+
+    >>> either(["wait"]), either(["wait", "stop it"]), either(["wait", "stop it", "leave"])
+    ('wait', 'wait, or stop it', 'wait, stop it, or leave')
+    """
+    *others, last = ways
+    return f"{', '.join(others)}, or {last}" if others else last
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

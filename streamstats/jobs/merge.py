@@ -18,7 +18,7 @@ from ..outputs.merging import merge as merge_ledgers
 from ..outputs.results import check_no_store, check_paths, states_in, still_missing, write_results
 from ..outputs.saving import held
 from ..outputs.staleness import fingerprints
-from ..outputs.stores import located
+from ..outputs.stores import located, sources_named
 
 
 def merge(
@@ -48,7 +48,8 @@ def merge(
     check_paths(target, merged)
     check_no_store(target)
     _check_not_of_a_run(target)
-    manifests = [manifest for each in folders if (manifest := read_manifest(each)) is not None]
+    found = [read_manifest(each) for each in folders]
+    manifests = [manifest for manifest in found if manifest is not None]
     asked: dict[str, int] = {}
     told: dict[str, dict[Address, Gaps]] = {}
     for name, entry in _entries(manifests, merged):
@@ -60,7 +61,7 @@ def merge(
     with held(target, "merge", {layer: statistics.rows for layer, statistics in merged.items()}):
         write_results(
             target,
-            _sources(manifests),
+            _sources(found),
             merged,
             left,
             merged=True,
@@ -201,5 +202,5 @@ def _check_not_of_a_run(output: Path) -> None:
         raise UsageError(f"{output} holds the results of a run; choose another folder for the merged results")
 
 
-def _sources(manifests: Sequence[Manifest]) -> list[str]:
-    return sorted({source for manifest in manifests for source in manifest.sources})
+def _sources(manifests: Sequence[Manifest | None]) -> list[str]:
+    return sorted({source for manifest in manifests for source in sources_named(manifest)})

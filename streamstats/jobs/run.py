@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 from ..calibration.layer import Layer, arrays_of
 from ..calibration.selection import LayerRule, also_counting, select_layers
 from ..coverage import Coverage, in_slice
-from ..errors import ChangedError, DataError, UsageError, listed
+from ..errors import ChangedError, DataError, UsageError, WayOut, listed
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import by_layer
 from ..outputs.resuming import continued, load
@@ -279,5 +279,7 @@ def _check_wanted_rows(session: Session, follow: Follow | None) -> None:
             start, stop = others.ranges[0]
             raise UsageError(
                 f"`rows` is {in_slice(rows)}, but rows {start}:{stop} of layer {layer.name} are counted in "
-                f"{session.output}; choose another output, or count again with --restart"
+                f"{session.output}",
+                WayOut.ELSEWHERE,
+                WayOut.RESTART,
             )

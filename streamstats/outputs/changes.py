@@ -26,21 +26,17 @@ from ..calibration.sources.identities import (
     is_known,
 )
 from ..coverage import Coverage, Rows
-from ..errors import ChangedError, DataError
+from ..errors import ChangedError, DataError, WayOut
 from .ledger import CountedSource, Measured, in_both
 
-WAYS_OUT = "count everything again with `run --restart`, or keep what was counted with `run --accept-changes`"
-ELSEWHERE = (
-    "is at another place than the store that was counted, and no copy of it; count everything again with "
-    "`run --restart`, or choose another output"
-)
+MOVED = "is at another place than the store that was counted, and no copy of it"
 WRITTEN_LATER = (
     "; if rows are being appended, their writer made the array longer before it wrote them, and a run in between "
     "counted what was there: fill values"
 )
 COPIED = (
-    "; the sizes of all changed chunks and samples of their bytes are the same, as in a copy of the store: "
-    "--accept-changes takes it for one, and `verify` compares all values"
+    "; the sizes of all changed chunks and samples of their bytes are the same, as in a copy of the store; `verify` "
+    "compares all values"
 )
 
 
@@ -135,10 +131,10 @@ def change_error(layer: Layer, changes: Sequence[Change], *, moved: bool = False
     whose = "" if first.array.name == layer.name else f" of its mask {first.array.name}"
     said = f"layer {layer.name}: {first}{whose} {first.what} since it was counted"
     if all(each.looks_copied for each in changes):
-        return DataError(f"{said}; {WAYS_OUT}{COPIED}")
+        return DataError(f"{said}{COPIED}", WayOut.RESTART, WayOut.ACCEPT)
     if moved:
-        return DataError(f"{said}; {layer.store} {ELSEWHERE}")
-    return DataError(f"{said}; {WAYS_OUT}{'' if layer.commits else WRITTEN_LATER}")
+        return DataError(f"{said}; {layer.store} {MOVED}", WayOut.RESTART, WayOut.ELSEWHERE)
+    return DataError(f"{said}{'' if layer.commits else WRITTEN_LATER}", WayOut.RESTART, WayOut.ACCEPT)
 
 
 def check_unchanged(layer: Layer, source: CountedSource, measured: Measured) -> None:

@@ -2,7 +2,8 @@
 
 A single array may be the same in two stores, such as a tensor that does not depend on the samples. So stores are
 compared as a whole: they are copies if most of the chunks that both outputs have counted have the same size and
-content, or if all layers have the same rows and the same statistics, to the bit.
+content, or if all layers have the same rows and the same statistics, to the bit. Where all full chunks of a layer are
+the same, those that had room for more do not count: a copy may have grown.
 
 Where a store may have grown, `stores` tells one from two for each layer; what one layer proves holds for all.
 """
@@ -18,7 +19,7 @@ from ..calibration.encoding.content import UNSAMPLED
 from ..calibration.sources.identities import copied, has_identity
 from ..coverage import Coverage
 from .ledger import CountedSource, Ledger, in_both
-from .stores import from_one
+from .stores import from_one, full_files
 
 Ledgers = Mapping[str, Ledger]
 MOST_PAIRS = 1000
@@ -128,6 +129,9 @@ def _shared(layer: str, left: CountedSource, right: CountedSource) -> _Shared:
     mine, theirs = in_both(left.files, right.files)
     sampled = has_identity(mine) & has_identity(theirs) & (mine[:, 2] != UNSAMPLED) & (theirs[:, 2] != UNSAMPLED)
     same = copied(mine, theirs) & sampled
+    full = min(full_files(left), full_files(right))
+    if sampled[:full].any() and same[:full].sum() == sampled[:full].sum():
+        sampled = same  # one of them has grown since: what had room for more is another chunk now
     return _Shared(layer, left.covered & right.covered, int(same.sum()), int(sampled.sum()))
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from .. import __version__
 from ..calibration.addresses import ONLY, Address
 from ..coverage import Coverage, OpenRows, Rows
-from ..errors import DataError
+from ..errors import DataError, WayOut
 from ..storage.files import read_json, write_json
 from ..storage.names import check_layer_name
 from ..storage.tensors import check_format, is_newer
@@ -24,7 +24,6 @@ from .shortfalls import Shortfall
 
 MANIFEST = "manifest.json"
 FORMAT = "streamstats.manifest/2"
-REMEDY = "run the job again with `streamstats run --restart`"
 Gaps = tuple[tuple[Rows, str], ...]
 """Rows that could not be read: sorted, disjoint ranges, each with the reason."""
 GapsOf = Mapping[Address, Gaps]
@@ -219,7 +218,7 @@ def read_manifest(output: Path) -> Manifest | None:
     if not path.exists():
         return None
     document = read_json(path)
-    check_format(path, document.get("format"), FORMAT, REMEDY)
+    check_format(path, document.get("format"), FORMAT, WayOut.RESTART)
     try:
         return _parsed(document)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -234,7 +233,7 @@ def check_not_newer(output: Path) -> None:
     except DataError:
         return  # a restart replaces a damaged manifest
     if is_newer(found, FORMAT):
-        check_format(path, found, FORMAT, REMEDY)
+        check_format(path, found, FORMAT, WayOut.RESTART)
 
 
 def _parsed(document: Mapping[str, Any]) -> Manifest:

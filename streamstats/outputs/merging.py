@@ -14,12 +14,13 @@ from typing import TypeVar
 import numpy as np
 
 from ..calibration.addresses import ONLY
+from ..calibration.encoding.content import UNSAMPLED
 from ..calibration.sources.identities import FILE_COLUMNS, UNCOUNTED_FILE, Files, copied, differing, is_counted
 from ..coverage import EMPTY, Coverage
 from ..errors import MismatchError, contrasted, counted
 from ..statistics.statistics import Statistics
 from .ledger import CountedSource, Ledger, for_kernel, in_both, models_of, weights_of, without_tail
-from .stores import from_one
+from .stores import from_one, full_files
 
 L = TypeVar("L", bound=Ledger)
 
@@ -134,6 +135,7 @@ def _union(layer: str, left: CountedSource, right: CountedSource) -> CountedSour
     filled, accepted = left.filled | right.filled, left.accepted | right.accepted
     older, newer = sorted((left, right), key=lambda each: each.rows)
     files, mask_files = _both(older.files, newer.files), _both(older.mask_files, newer.mask_files)
+    _mark_filled(files, older, newer)
     settled_rows = max(left.settled_rows, right.settled_rows)
     tails = [each.tail for each in (left, right) if _is_tail(each.tail, settled_rows)]
     return CountedSource(
@@ -164,6 +166,16 @@ def _check_unchanged(layer: str, left: Files, right: Files) -> None:
             f"layer {layer}: {counted(changed, 'chunk')} of the store changed between the runs that counted the two "
             "outputs; expected the same chunks; run again in each of them, then merge"
         )
+
+
+def _mark_filled(files: Files, older: CountedSource, newer: CountedSource) -> None:
+    """Drop from `files`, those of both, the contents of which had room for more when `older` counted them, but would be
+    taken for full now, as they are for `newer`, which has not counted them: they would prove two stores of one.
+    """
+    filled = files[full_files(older) : full_files(newer)]
+    counted_since = is_counted(newer.files)[full_files(older) : full_files(newer)]
+    filled[: len(counted_since)][~counted_since, 2] = UNSAMPLED
+    filled[len(counted_since) :, 2] = UNSAMPLED
 
 
 def _both(left: Files, right: Files) -> Files:

@@ -9,12 +9,13 @@ from typing import Any
 
 from ..calibration.identity import file_range, mask_identities, rows_of_file, sampled
 from ..calibration.layer import Layer, arrays_of
+from ..calibration.recorded_model import short_fingerprint
 from ..coverage import EMPTY, Coverage, Rows
-from ..errors import DataError, MismatchError, UsageError, contrasted, in_words, listed
+from ..errors import DataError, MismatchError, UsageError, WayOut, contrasted, in_words, listed
 from ..quantization import Quantization
 from ..statistics.statistic import Space
 from ..statistics.statistics import Statistics
-from .changes import ELSEWHERE, WAYS_OUT, Change, are_known, change_error, compared, compared_mask, rows_of
+from .changes import MOVED, Change, are_known, change_error, compared, compared_mask, rows_of
 from .layer_statistics import LayerStatistics
 from .ledger import (
     CountedSource,
@@ -31,10 +32,7 @@ from .manifest import check_not_newer
 from .results import excluded_rows, read_states
 from .several import check_not_merged, excluded_of, stores_before, with_arrays
 
-NO_COPY = (
-    "--accept-changes needs the same store, or a copy of it; count everything again with --restart, or choose another "
-    "output"
-)
+NO_COPY = "what was counted can only be kept for the same store, or a copy of it"
 
 
 @dataclass(frozen=True)
@@ -110,8 +108,9 @@ class Resuming:
         """What was counted of the array `layer`, in which files have `changed`. Raises as `load`."""
         if source.covered.stop > layer.rows and not self.accept_changes:
             raise DataError(
-                f"layer {layer.name}: it has {layer.rows} rows, but rows up to {source.covered.stop} were counted; "
-                f"{WAYS_OUT}"
+                f"layer {layer.name}: it has {layer.rows} rows, but rows up to {source.covered.stop} were counted",
+                WayOut.RESTART,
+                WayOut.ACCEPT,
             )
         accepted = self._accepted(layer, changed) & source.covered
         rows = max(layer.rows, source.covered.stop, source.excluded.stop if self.accept_changes else 0)
@@ -126,7 +125,8 @@ class Resuming:
             is_copy = each.is_copy or (self.accept_changes and each.looks_copied)
             (copies if is_copy else others).append(each)
         if others and self.moved and self.accept_changes:
-            raise UsageError(f"layer {layer.name}: {others[0]} of {layer.store} is not what was counted; {NO_COPY}")
+            said = f"layer {layer.name}: {others[0]} of {layer.store} is not what was counted; {NO_COPY}"
+            raise UsageError(said, WayOut.RESTART, WayOut.ELSEWHERE)
         if others and not self.accept_changes:
             raise change_error(layer, others, moved=self.moved)
         self.noticed.copies.extend(copies)
@@ -135,11 +135,14 @@ class Resuming:
     def _stored_anew(self, layer: Layer, state: LayerStatistics) -> LayerStatistics:
         """`state` for an array that is stored in another way: what was counted of it is accepted, or `DataError`."""
         if self.moved and self.accept_changes:
-            raise UsageError(f"layer {layer.name} of {layer.store} is stored in another way; {NO_COPY}")
+            said = f"layer {layer.name} of {layer.store} is stored in another way; {NO_COPY}"
+            raise UsageError(said, WayOut.RESTART, WayOut.ELSEWHERE)
         if not self.accept_changes:
             raise DataError(
-                f"layer {layer.name}: its dtype, sample shape, chunks or codecs have changed since it was counted; "
-                f"{f'{layer.store} {ELSEWHERE}' if self.moved else WAYS_OUT}"
+                f"layer {layer.name}: its dtype, sample shape, chunks or codecs have changed since it was counted"
+                f"{f'; {layer.store} {MOVED}' if self.moved else ''}",
+                WayOut.RESTART,
+                WayOut.ELSEWHERE if self.moved else WayOut.ACCEPT,
             )
         before = state.at(layer.address)
         found = source_of(layer, max(layer.rows, before.covered.stop, before.excluded.stop))
@@ -251,7 +254,9 @@ def _empty(output: Path, arrays: Sequence[Layer]) -> LayerStatistics:
 
 
 def check_same_job(layer: Layer, state: Ledger) -> None:
-    """Raise `MismatchError` if `layer` is described differently than when `state` was counted."""
+    """Raise `MismatchError` if `layer` is described differently than when `state` was counted, or was recorded from a
+    model with other weights.
+    """
     pairs = {
         "missing values": (state.missing_values, _missing_values(layer)),  # first: they may change the dtype, too
         "dtype": (str(state.space.dtype), str(layer.space.dtype)),
@@ -268,23 +273,48 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
         if before != asked and what == "statistics" and unasked:
             raise MismatchError(
                 f"layer {layer.name}: {before} were counted, but its kernel misses positions, so that the job now "
-                f"counts {listed(unasked)}, too; count everything again with --restart, or choose another output"
+                f"counts {listed(unasked)}, too",
+                WayOut.RESTART,
+                WayOut.ELSEWHERE,
             )
         if before != asked and what == "statistics":
             raise MismatchError(
-                f"layer {layer.name}: {before} were counted, but the job now has {asked}; set `statistics` to what "
-                "was counted besides mean and extrema, count everything again with --restart, or choose another output"
+                f"layer {layer.name}: {before} were counted, but the job now has {asked}",
+                "set `statistics` to what was counted besides mean and extrema",
+                WayOut.RESTART,
+                WayOut.ELSEWHERE,
             )
         if before != asked:
             raise MismatchError(
-                f"layer {layer.name}: it was counted with {what} {before}, but the job now has {asked}; correct the "
-                "configuration, count everything again with --restart, or choose another output"
+                f"layer {layer.name}: it was counted with {what} {before}, but the job now has {asked}",
+                "correct the configuration",
+                WayOut.RESTART,
+                WayOut.ELSEWHERE,
             )
+    _check_same_model(layer, state)
     for kind in layer.kinds:
         if kind.tensors(state.space) != kind.tensors(layer.space):
             raise MismatchError(
                 f"layer {layer.name}: {kind.name} was counted over samples of shape {state.space.sample}, but they now "
-                f"have the shape {layer.space.sample}; count everything again with --restart, or choose another output"
+                f"have the shape {layer.space.sample}",
+                WayOut.RESTART,
+                WayOut.ELSEWHERE,
+            )
+
+
+def _check_same_model(layer: Layer, state: Ledger) -> None:
+    """Raise `MismatchError` if the store was recorded from a model with other weights than what was counted."""
+    if not state.at(layer.address).covered:
+        return
+    weights = [(name, [each for other, each in state.weights if other == name], now) for name, now in layer.weights]
+    for name, counted, now in [(layer.name, [*state.models], layer.model), *weights]:
+        if counted and now and now not in counted:
+            before = " + ".join(map(short_fingerprint, counted))
+            raise MismatchError(
+                f"layer {name}: {layer.store} was recorded from a model with other weights than what was counted: the "
+                f"fingerprints are {short_fingerprint(now)} and {before}",
+                WayOut.RESTART,
+                WayOut.ELSEWHERE,
             )
 
 

@@ -16,7 +16,7 @@ from ..calibration.layer import Layer
 from ..calibration.sources.choose import source_of as store_at
 from ..calibration.sources.identities import copied, differing, has_identity
 from ..coverage import EMPTY, Coverage
-from ..errors import DataError, UsageError
+from ..errors import DataError, UsageError, WayOut
 from .layer_statistics import LayerStatistics
 from .ledger import CountedSource, merged_error, source_of
 from .manifest import read_manifest
@@ -73,7 +73,9 @@ def excluded_of(
             if array is None:
                 raise DataError(
                     f"layer {arrays[0].counted_as}: rows {rows} of {str(address) or 'the only store'} were forgotten, "
-                    f"but the job has {_names(arrays)}; {_way_back(address, arrays)}, or choose another output"
+                    f"but the job has {_names(arrays)}",
+                    _way_back(address, arrays),
+                    WayOut.ELSEWHERE,
                 )
             found[array.address] |= rows
     return found
@@ -110,10 +112,12 @@ def _equal_files(source: CountedSource, array: Layer) -> int:
 def _gone(layer: str, source: CountedSource, arrays: Sequence[Layer]) -> DataError:
     where = f" of {source.address}" if str(source.address) else ""
     rows, what = (source.covered, "counted") if source.covered else (source.excluded, "forgotten")
-    anew = "" if source.excluded else "count everything again with --restart, "  # which keeps to what was forgotten
+    anew = () if source.excluded else (WayOut.RESTART,)  # which keeps to what was forgotten
     return DataError(
-        f"layer {layer}: rows {rows}{where} were {what}, but the job has {_names(arrays)}; "
-        f"{_way_back(source.address, arrays)}, {anew}or choose another output"
+        f"layer {layer}: rows {rows}{where} were {what}, but the job has {_names(arrays)}",
+        _way_back(source.address, arrays),
+        *anew,
+        WayOut.ELSEWHERE,
     )
 
 

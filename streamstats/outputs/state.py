@@ -17,7 +17,7 @@ from ..calibration.encoding.content import UNSAMPLED
 from ..calibration.readers import Readers
 from ..calibration.sources.identities import FILE_COLUMNS
 from ..coverage import Coverage
-from ..errors import DataError
+from ..errors import DataError, WayOut
 from ..layouts import Kernel
 from ..quantization import Quantization
 from ..statistics.kinds import ALWAYS, KINDS, Kind
@@ -30,7 +30,6 @@ from .ledger import CountedSource, Ledger
 FORMAT = "streamstats.state/6"
 OLDER = "streamstats.state/5"
 """Read, too: it has no tails, and no contents of files."""
-RESTART = "count again with `streamstats run --restart`"
 REMOVE = "remove it and run again"
 ROWS = ("covered", "excluded", "filled", "accepted")
 TAIL, SETTLED = "tail", "settled."
@@ -136,7 +135,7 @@ def read_state(path: Path) -> LayerStatistics:
 
     Raises `DataError` for a file that is damaged, has impossible content or another format.
     """
-    tensors, metadata = read_tensors(path, FORMAT, RESTART, also=OLDER)
+    tensors, metadata = read_tensors(path, FORMAT, WayOut.RESTART, also=OLDER)
     try:
         return _from_file(tensors if metadata["format"] == FORMAT else _renewed(tensors, metadata), metadata)
     except (DataError, KeyError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:

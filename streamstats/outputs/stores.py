@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from itertools import product
+from itertools import chain, product, takewhile
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,26 +21,37 @@ from .manifest import Manifest
 
 L = TypeVar("L", bound=Ledger)
 
+ANYWHERE = ""
+"""Of a path, the end that any path has."""
+
 
 def located(ledger: L, manifest: Manifest | None) -> L:
     """`ledger` with the locations of its sources, as far as `manifest`, that of its output, tells."""
-    named = () if manifest is None else manifest.sources
+    named = sources_named(manifest)
     sources = (replace(source, stores=_locations(source.address.store, named)) for source in ledger.sources)
     return replace(ledger, sources=tuple(sources))
 
 
+def sources_named(manifest: Manifest | None) -> tuple[str, ...]:
+    """The stores that `manifest` names; without one, as after a first run that was killed, they may lie anywhere."""
+    return (ANYWHERE,) if manifest is None else manifest.sources
+
+
 def _locations(store: str, named: tuple[str, ...]) -> frozenset[str]:
-    """Where `store` lies; if it is not said, where any of those that are `named` does."""
-    return frozenset(map(_location, [store] if store else named))
+    """Where `store` may lie; if it is not said, where any of those that are `named` may."""
+    return frozenset(chain.from_iterable(map(_places, [store] if store else named)))
 
 
-def _location(store: str) -> str:
-    """A URL, an absolute path, or the end of one: nobody knows any more in which folder a relative path began."""
+def _places(store: str) -> tuple[str, ...]:
+    """A URL or an absolute path. Nobody knows any more in which folder a relative path began: what follows its last
+    `..` is the end of one, unless it is a link, which is followed from this folder.
+    """
     if is_url(store):
-        return store
+        return (store,)
     if os.path.isabs(store):
-        return os.path.realpath(store)
-    return "/".join(part for part in Path(store).parts if part != os.pardir)
+        return (os.path.realpath(store),)
+    known = takewhile(lambda part: part != os.pardir, reversed(Path(store).parts))
+    return "/".join([*known][::-1]), os.path.realpath(store)
 
 
 def from_one(left: CountedSource, right: CountedSource) -> bool | None:
@@ -54,7 +65,7 @@ def from_one(left: CountedSource, right: CountedSource) -> bool | None:
     if (known & ~differing(mine, theirs)).any():
         return True
     sampled = known & (mine[:, 2] != UNSAMPLED) & (theirs[:, 2] != UNSAMPLED)
-    full = min(_full_files(left), _full_files(right))
+    full = min(full_files(left), full_files(right))
     if (sampled & ~copied(mine, theirs))[:full].any():
         return False
     return None if _may_lie_together(left, right) or not known.any() else False
@@ -75,7 +86,7 @@ def _may_be_one(one: str, other: str) -> bool:
     return not (one and other) or f"/{one}".endswith(f"/{other}") or f"/{other}".endswith(f"/{one}")
 
 
-def _full_files(source: CountedSource) -> int:
+def full_files(source: CountedSource) -> int:
     """How many files had no room for more when they were counted; 0 if that is unknown."""
     if not (source.file_rows and source.covered):
         return 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -34,17 +36,19 @@ class ComparisonRoutes:
 
     def comparison(self, job: JobId, other: Other) -> ComparisonView:
         """How far apart the current results of two jobs are, layer by layer."""
-        first, second, folders = self._sides(job, other)
-        key = (f"{second.job}-{second.results}", first.results, f"\ncomparison with {first.job}")
-        return self._service.remembered(key, lambda: comparison(first, second, folders))
+        with self._sides(job, other) as (first, second, folders):
+            key = (f"{second.job}-{second.results}", first.results, f"\ncomparison with {first.job}")
+            return self._service.remembered(key, lambda: comparison(first, second, folders))
 
     def channels(self, job: JobId, layer: LayerName, other: Other) -> ChannelComparisonView:
         """How far apart a layer of two jobs is, channel by channel."""
-        return channel_comparison(*self._sides(job, other), layer)
+        with self._sides(job, other) as sides:
+            return channel_comparison(*sides, layer)
 
-    def _sides(self, job: str, other: str) -> tuple[Side, Side, tuple[Path, Path]]:
-        (mine, folder), (theirs, other_folder) = self._service.results(job), self._service.results(other)
-        return Side(job=job, results=mine), Side(job=other, results=theirs), (folder, other_folder)
+    @contextmanager
+    def _sides(self, job: str, other: str) -> Iterator[tuple[Side, Side, tuple[Path, Path]]]:
+        with self._service.reading(job) as (mine, first), self._service.reading(other) as (theirs, second):
+            yield Side(job=job, results=mine), Side(job=other, results=theirs), (first, second)
 
     def development(self, job: JobId, layer: LayerName, channel: Channel = 0) -> DevelopmentView:
         """How the means of a layer developed while the job followed a store; without points for other jobs."""

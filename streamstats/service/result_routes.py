@@ -116,7 +116,8 @@ class ResultRoutes:
         number, folder, digests = self._service.files(job, results)
         path = archive_of(folder)
         if not path.exists():
-            write_archive(path, {name: folder / name for name in digests})
+            with self._service.reading(job, number):
+                write_archive(path, {name: folder / name for name in digests})
         return file_answer(request, path, f"{job}-{number}", _numbered(number), name=f"{job}.zip")
 
     def link(self, job: JobId, path: LinkedPath) -> LinkView:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
 import socket
 import sys
@@ -31,6 +30,7 @@ from ..errors import (
     OutputError,
     StreamstatsError,
     UsageError,
+    WayOut,
     counted,
     first_line,
     listed,
@@ -40,8 +40,8 @@ from ..jobs.job import Job
 from ..jobs.run import POLL_SECONDS, Follow
 from ..jobs.run import run as run_job
 from ..jobs.session import Outcome
-from ..models.account import by_reason
-from ..models.linear import PRECISION_STATISTICS
+from ..models.account import by_reason, told
+from ..models.linear import PRECISION_STATISTICS, corrected_none
 from ..outputs.results import open_results
 from ..outputs.shortfalls import REMEDY
 from ..progress import Progress
@@ -61,10 +61,9 @@ from .withdrawing import forget_withdrawn
 if TYPE_CHECKING:
     from ..models.onnx.correct import Correction, How
 
-COMMAND, ANEW = re.compile("--restart|--accept-changes|another output|`streamstats run"), "submit the job again"
-"""What names a remedy that only the command line has, and that of a job."""
 LOCK_SECONDS = 60.0
 """How long a job waits for an earlier process of the same job."""
+AGAIN = "submit the job again when that process has ended"
 REQUEST, OUTPUT, LOCK = "request.json", "out", "job.lock"
 STORE, RECORDED, CORRECTED, REPORT = "calibration.zarr", "recorded.json", "corrected.onnx", "report"
 
@@ -99,19 +98,19 @@ def _failed(error: Exception, memory: int) -> tuple[int, str]:
     if is_no_memory(error):
         return StreamstatsError.exit_status, f"{no_memory(memory)} ({first_line(error)})"
     if isinstance(error, StreamstatsError):
-        return error.exit_status, in_a_job(" ".join(str(error).split()))
+        return error.exit_status, " ".join(in_a_job(error).split())
     traceback.print_exc()
     return StreamstatsError.exit_status, f"{type(error).__name__}: {first_line(error)}"
 
 
-def in_a_job(text: str) -> str:
-    """The message `text` with the remedy of a job, whose output nobody chooses or counts again, for that of a command.
+def in_a_job(error: StreamstatsError) -> str:
+    """The message of `error` for a job, whose output nobody chooses or counts again.
 
-    >>> in_a_job("layer a: chunk c/0 has changed; count again with `run --restart`, or choose another output; look")
-    'layer a: chunk c/0 has changed; submit the job again; look'
+    >>> in_a_job(StreamstatsError("chunk c/0 has changed", WayOut.RESTART, WayOut.ELSEWHERE))
+    'chunk c/0 has changed; submit the job again'
     """
-    clauses = (ANEW if COMMAND.search(each) else each for each in text.split("; "))
-    return "; ".join(dict.fromkeys(clauses))
+    has_command = any(isinstance(each, WayOut) for each in error.ways_out)
+    return f"{error.found}; submit the job again" if has_command else str(error)
 
 
 @contextlib.contextmanager
@@ -122,7 +121,7 @@ def _alone() -> Iterator[None]:
     with contextlib.ExitStack() as held:
         while True:
             try:
-                held.enter_context(locked(Path(LOCK), who, keep=lambda: False))
+                held.enter_context(locked(Path(LOCK), who, keep=lambda: False, remedy=AGAIN))
                 break
             except OutputError:
                 if time.monotonic() > until:
@@ -241,6 +240,8 @@ def _onnx(request: dict[str, Any], lines: Lines) -> tuple[int, str]:
     _publish_correction(correction, lines)
     remove(Path(RECORDED))  # first: a store that is half removed was not recorded
     remove_folder(Path(STORE))  # many times the size of the uploads
+    if corrected_none(correction.layers):
+        return INCOMPLETE, f"no layer was corrected: {told((each.layer, each.reason) for each in correction.layers)}"
     corrected = sum(each.corrected for each in correction.layers)
     return DONE, f"done; {counted(len(outcome.statistics), 'layer')} counted, {corrected:,} of the model corrected"
 

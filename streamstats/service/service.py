@@ -9,8 +9,8 @@ import shutil
 import socket
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -336,39 +336,42 @@ class Service:
             raise GoneError(f"result set {wanted} of job {job} was replaced; the current one is {current}")
         return wanted, found
 
+    @contextmanager
+    def reading(self, job: str, number: int | None = None) -> Iterator[tuple[int, Path]]:
+        """`results`, for a block that reads them. Raises the same errors if they are deleted in the meantime."""
+        found, folder = self.results(job, number)
+        try:
+            yield found, folder
+        finally:
+            self.results(job, found)
+
     def layers(self, job: str, number: int | None) -> tuple[int, dict[str, Any]]:
         """The statistics of each layer, with its coverage and its missing rows."""
-        found, folder = self.results(job, number)
-        return found, self.remembered((job, found, ""), lambda: _layers_document(folder))
+        with self.reading(job, number) as (found, folder):
+            return found, self.remembered((job, found, ""), lambda: _layers_document(folder))
 
     def channels(self, job: str, layer: str, number: int | None) -> tuple[int, dict[str, Any]]:
         """The statistics of each channel of a layer. Raises `NotFoundError`."""
-        found, folder = self.results(job, number)
-        results = open_results(folder)
-        if layer not in results.manifest.layers:
-            raise NotFoundError(f"the results have no layer {layer[:200]!r}")
-        return found, self.remembered(
-            (job, found, layer), lambda: documents.channels_document(results.statistics(layer))
-        )
+        with self.reading(job, number) as (found, folder):
+            results = open_results(folder)
+            if layer not in results.manifest.layers:
+                raise NotFoundError(f"the results have no layer {layer[:200]!r}")
+            return found, self.remembered(
+                (job, found, layer), lambda: documents.channels_document(results.statistics(layer))
+            )
 
     def report(self, job: str, number: int | None) -> tuple[int, str]:
         """The HTML page about a job's results."""
-        from ..report import page as pages
-
-        found, folder = self.results(job, number)
-        written = (folder / REPORT).with_suffix(".html")
-        if written.exists():
-            return found, written.read_text(encoding="utf-8")
-
-        def made() -> str:
-            return pages.page({**pages.document(folder), "output": f"job {job}"})
-
-        return found, self.remembered((job, found, "\nreport"), made)
+        with self.reading(job, number) as (found, folder):
+            written = (folder / REPORT).with_suffix(".html")
+            if written.exists():
+                return found, written.read_text(encoding="utf-8")
+            return found, self.remembered((job, found, "\nreport"), lambda: _page(job, folder))
 
     def files(self, job: str, number: int | None) -> tuple[int, Path, dict[str, str]]:
         """The files of a job's result set: the SHA-256 of each, by name."""
-        found, folder = self.results(job, number)
-        return found, folder, self.remembered((job, found, "\nfiles"), lambda: _digests(folder))
+        with self.reading(job, number) as (found, folder):
+            return found, folder, self.remembered((job, found, "\nfiles"), lambda: _digests(folder))
 
     def remembered(self, key: tuple[str, int, str], make: Callable[[], T]) -> T:
         """What `make` returns, made once for a `key`: a job, its result set, which never changes, and what it is."""
@@ -421,6 +424,12 @@ def check_onnx(request: OnnxRequest) -> None:
         raise UsageError("`labels` and `do_no_harm` go with `held_out`; give samples that are not calibration samples")
     if request.held_out == request.samples:
         raise UsageError("the held-out samples are the calibration samples; give other samples to judge by")
+
+
+def _page(job: str, folder: Path) -> str:
+    from ..report import page as pages
+
+    return pages.page({**pages.document(folder), "output": f"job {job}"})
 
 
 def _layers_document(folder: Path) -> dict[str, Any]:

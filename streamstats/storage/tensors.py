@@ -105,7 +105,8 @@ def check_format(path: Path, found: object, expected: str, remedy: str) -> None:
         )
     if _version(found, expected):
         raise DataError(
-            f"{path} was written by an older version: its format is {found!r}, expected {expected!r}; {remedy}"
+            f"{path} was written by an older version: its format is {found!r}, expected {expected!r}",
+            remedy,
         )
     raise DataError(f"{path} has the format {found!r}; expected {expected!r}; name a file that streamstats wrote")
 

@@ -19,6 +19,7 @@ from streamstats.jobs.compare import compare
 from streamstats.jobs.job import Job
 from streamstats.jobs.merge import merge
 from streamstats.jobs.run import run
+from streamstats.jobs.status import status
 from streamstats.outputs.manifest import Manifest, read_manifest
 from streamstats.outputs.results import read_states, write_results
 from streamstats.outputs.stores import from_one, located
@@ -99,6 +100,41 @@ def test_a_store_that_has_grown_is_refused_beside_what_was_merged_from_it(tmp_pa
     assert merge([tmp_path / "before", tmp_path / "later"], tmp_path / "all")["fc"].rows == 140
 
 
+def test_a_chunk_that_was_filled_after_an_output_counted_it_proves_nothing_of_what_was_merged(tmp_path: Path) -> None:
+    store, rows = tmp_path / "a.zarr", samples(13, 8)
+    chunk = 10 * rows[0].nbytes
+    outputs = {"before": (6, 8), "after": (12, 13), "again": (6, 10)}
+    for start, stop, names in ((0, 8, ["before"]), (8, 13, ["after", "again"])):
+        with Recorder(store, chunk_bytes=chunk) as recorder:
+            recorder.append("fc", rows[start:stop])
+        for name in names:
+            run(Job(str(store), str(tmp_path / name), rows=outputs[name]))
+    assert merge([tmp_path / "before", tmp_path / "after"], tmp_path / "both")["fc"].covered == ((6, 8), (12, 13))
+    for order in (("both", "again"), ("again", "both")):
+        with pytest.raises(MismatchError, match=r"rows 6:8 are counted in .*, too, and nothing proves"):
+            merge([tmp_path / each for each in order], tmp_path / "all")
+
+
+@pytest.mark.parametrize("killed", ["last", "tonight"])
+def test_a_first_run_that_was_killed_does_not_say_where_its_store_lies(tmp_path: Path, killed: str) -> None:
+    run(Job(str(grown(tmp_path)), str(tmp_path / "tonight")))
+    (tmp_path / killed / "manifest.json").unlink()
+    with pytest.raises(MismatchError, match=r"rows 0:95 are counted in .*last, too, and nothing proves"):
+        merge([tmp_path / "last", tmp_path / "tonight"], tmp_path / "both")
+
+
+def test_what_first_runs_that_were_killed_have_counted_is_merged_and_may_still_be_of_any_store(tmp_path: Path) -> None:
+    run(Job(str(grown(tmp_path)), str(tmp_path / "tonight")))
+    recorded(tmp_path / "b.zarr", samples(40, 8, seed=1))
+    run(Job(str(tmp_path / "b.zarr"), str(tmp_path / "b")))
+    for killed in ("last", "b"):
+        (tmp_path / killed / "manifest.json").unlink()
+    merge([tmp_path / "last", tmp_path / "b"], tmp_path / "both", different_stores=True)
+    assert status(tmp_path / "both").layers[0].counted == 135
+    with pytest.raises(MismatchError, match=r"rows 0:40 are counted in .*both, too, and nothing proves"):
+        merge([tmp_path / "both", tmp_path / "tonight"], tmp_path / "all")
+
+
 def of_two_sites(folder: Path, *layers: str) -> list[Path]:
     """The outputs of two stores of one name: `conv` fills chunks of 4 rows, `fc` has room for more in its only one."""
     store = folder / "calibration.zarr"
@@ -158,6 +194,8 @@ def test_a_store_is_compared_with_itself_after_it_has_grown(tmp_path: Path) -> N
         ("a.zarr", "./a.zarr", True),
         ("a.zarr", "{}/a.zarr", True),
         ("../nights/a.zarr", "a.zarr", True),
+        ("configs/../a.zarr", "{}/a.zarr", True),
+        ("configs/../site1/a.zarr", "{}/a.zarr", False),
         ("site1/a.zarr", "site2/a.zarr", False),
         ("{}/site1/a.zarr", "{}/a.zarr", False),
         ("{}/link/a.zarr", "{}/a.zarr", True),
@@ -178,3 +216,17 @@ def test_locations_may_be_one_although_they_are_named_differently(
     named = [Manifest({}, (name.format(tmp_path),)) for name in (mine, theirs)]
     outputs = [located(each, manifest).source for each, manifest in zip((found, later), named, strict=True)]
     assert from_one(*outputs) is (None if may else False)
+
+
+def test_a_link_in_this_folder_is_followed_even_if_it_is_named_by_a_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("latest").symlink_to("a.zarr")
+    recorded(Path("a.zarr"), VALUES[:95])
+    run(Job("latest", "last"))
+    recorded(Path("a.zarr"), VALUES[95:])
+    for output, name in (("tonight", "a.zarr"), ("later", str(tmp_path / "a.zarr"))):
+        run(Job(name, output))
+        with pytest.raises(MismatchError, match=r"rows 0:95 are counted in last, too, and nothing proves"):
+            merge(["last", output], "both")

@@ -380,7 +380,7 @@ def test_rows_that_cannot_be_read_any_more_can_be_forgotten(tmp_path: Path) -> N
     store = build_store(tmp_path / "s.zarr", {"conv": values})
     run(config(store, missing="report"))
     (store / "conv/c/1/0").unlink()
-    with pytest.raises(DataError, match=r"chunk c/1/0 \(rows 2:4\) was removed since it was counted; count everything"):
+    with pytest.raises(DataError, match=r"chunk c/1/0 \(rows 2:4\) was removed since it was counted; .*count every"):
         forget(config(store), (2, 4))
     run(config(store), accept_changes=True)
     assert forget(config(store), (2, 4))[0].others == 6
@@ -556,7 +556,7 @@ def test_a_counted_chunk_that_changed_is_an_error_that_names_it_and_both_ways_ou
         change(store / "conv/c/1/0", how)
         expected = rf"layer conv: chunk c/1/0 \(rows 2:4\) {how} since it was counted"
     with pytest.raises(
-        DataError, match=rf"{expected}; count everything again with `run --restart`, or keep .*`run --accept-ch"
+        DataError, match=rf"{expected}; .*count everything again with `run --restart`, or keep .*`run --accept-ch"
     ):
         run(config(store))
     assert results(tmp_path / "out") == before
@@ -583,7 +583,7 @@ def test_a_shard_that_changes_while_it_is_read_is_an_error_unless_it_has_room_fo
     monkeypatch.setattr(measuring, "measure_part", changing)
     once = config(store, cluster=ClusterConfig(threads=1))
     if rows == 8:
-        with pytest.raises(DataError, match=r"chunk c/0/0 \(rows 0:8\) was rewritten since it was counted; count"):
+        with pytest.raises(DataError, match=r"chunk c/0/0 \(rows 0:8\) was rewritten since it was counted; .*count"):
             run(once)
     else:
         run(once)
@@ -595,8 +595,38 @@ def test_an_array_that_was_made_anew_in_another_way_is_an_error(tmp_path: Path) 
     run(config(store))
     group = zarr.open_group(store)
     group.create_array("conv", data=samples(8, 3), chunks=(4, 3), overwrite=True)
-    with pytest.raises(DataError, match="chunks or codecs have changed since it was counted; count everything again"):
+    with pytest.raises(DataError, match=r"chunks or codecs have changed since it was counted; .*count every"):
         run(config(store))
+    run(config(store), restart=True)
+    assert results(tmp_path / "out") == undisturbed(store, tmp_path)
+
+
+MODELS = [f"onnx:{digit * 64}" for digit in "ab"]
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        [{"model_fingerprint": each} for each in MODELS],
+        [{"weight_fingerprints": {"fc": each}} for each in MODELS],
+    ],
+    ids=["model", "weight"],
+)
+def test_a_store_that_was_recorded_anew_from_a_model_with_other_weights_is_an_error(
+    tmp_path: Path, known: list[dict[str, Any]]
+) -> None:
+    store = tmp_path / "s.zarr"
+    for rows, fingerprints in zip((8, 9), known, strict=True):
+        shutil.rmtree(store, ignore_errors=True)
+        with Recorder(store, **fingerprints) as recorder:
+            recorder.append("fc", samples(rows, 3, seed=rows))
+        if rows == 8:
+            run(config(store))
+    for refused in (lambda: run(config(store)), lambda: forget(config(store), (0, 1)), lambda: verify(config(store))):
+        with pytest.raises(
+            MismatchError, match=r"layer fc: .*other weights .* onnx:b+… and onnx:a+…; count everything"
+        ):
+            refused()
     run(config(store), restart=True)
     assert results(tmp_path / "out") == undisturbed(store, tmp_path)
 
@@ -660,7 +690,7 @@ def test_another_range_of_rows_needs_another_output(tmp_path: Path) -> None:
 def test_changes_are_not_accepted_of_another_store(tmp_path: Path) -> None:
     stores = [build_store(tmp_path / f"{seed}.zarr", {"conv": samples(20, 3, seed=seed)}) for seed in (1, 2)]
     run(config(stores[0]))
-    with pytest.raises(UsageError, match=r"chunk c/0/0 \(rows 0:2\) of .*2\.zarr is not what was counted; --accept-ch"):
+    with pytest.raises(UsageError, match=r"chunk c/0/0 \(rows 0:2\) of .*2\.zarr is not what was counted; .*`run --"):
         run(config(stores[1]), accept_changes=True)
     with pytest.raises(DataError, match=r"rewritten .*; .*2\.zarr is at another place .*--restart`, or choose") as told:
         run(config(stores[1]))
@@ -818,7 +848,7 @@ def test_an_output_of_an_older_version_is_refused_and_the_remedy_works(tmp_path:
         lambda: merge([tmp_path / "out"], tmp_path / "merged"),
     ]
     for attempt in attempts:
-        with pytest.raises(DataError, match=r"was written by an older version: .*`streamstats run --restart`"):
+        with pytest.raises(DataError, match=r"was written by an older version: .*`run --restart`"):
             attempt()
     run(config(store), restart=True)
     assert results(tmp_path / "out") == before, "what was forgotten stays forgotten"

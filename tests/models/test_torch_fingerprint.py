@@ -13,6 +13,7 @@ from streamstats.errors import MismatchError
 
 torch = pytest.importorskip("torch", reason="`make models` tests with it")
 
+from streamstats.models.fingerprints import Fingerprints  # noqa: E402
 from streamstats.models.torch import apply_correctors, correct, measuring, recording  # noqa: E402
 from streamstats.models.torch.correcting import MARK  # noqa: E402
 from streamstats.models.torch.fingerprint import fingerprint, fingerprints  # noqa: E402
@@ -75,6 +76,16 @@ def test_rows_of_another_version_of_the_model_are_not_appended(tmp_path: Path) -
         recording(later, tmp_path / "s.zarr"),
     ):
         later(x)
+
+
+def test_a_model_with_a_sparse_buffer_is_recorded_and_its_layers_are_known_by_their_weights() -> None:
+    model = network()
+    layers = fingerprints(model).weights
+    model.register_buffer("adjacency", torch.eye(3).to_sparse())
+    assert fingerprints(model) == Fingerprints("", layers)
+    with torch.no_grad(), measuring(model) as meter:
+        model(torch.randn(16, 4))
+    assert meter.statistics["0"].weights == (("0", layers["0"]),)
 
 
 def normalised() -> Any:

@@ -281,7 +281,7 @@ def test_a_file_that_says_impossible_things_is_refused_with_its_path_and_the_rem
     ("version", "message"),
     [
         (99, "this version reads 'streamstats.state/6'; install a newer streamstats"),
-        (2, "was written by an older version: .* count again with `streamstats run --restart`"),
+        (2, "was written by an older version: .* count everything again with `run --restart`"),
     ],
 )
 def test_a_file_of_another_format_is_refused_with_the_remedy(tmp_path, version, message):

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from networks import chain, model_of, quantized, values
+from onnx import helper
 from served import Served
 
 import streamstats as ss
@@ -88,6 +90,20 @@ def test_it_is_judged_and_reported(service: Served, client: ss.Client, files: di
     assert str(service.data) not in page
     assert str(service.data) not in str(document)
     assert not (service.data / "jobs" / found.id / "calibration.zarr").exists()  # which takes much room
+
+
+def test_a_job_that_corrects_nothing_is_incomplete_as_the_command_is(client: ss.Client, tmp_path: Path) -> None:
+    nodes, weight = [helper.make_node("MatMul", ["x", "w"], ["y"], name="one")], np.eye(4, dtype=np.float32)
+    x = values(64, 4, seed=3) * np.float32(0.1) + np.float32(1)
+    onnx.save(model_of(nodes, {"w": weight * np.float32(1.2)}, x), tmp_path / "model.onnx")
+    onnx.save(model_of(nodes, {"w": weight}, x), tmp_path / "quantized.onnx")
+    np.save(tmp_path / "samples.npy", x)
+    np.save(tmp_path / "held_out.npy", -x)  # where the correction is wrong
+    files = {each.stem: each for each in tmp_path.iterdir()}
+    inputs = uploaded(client, files, *files)
+    found = client.wait(client.submit({"kind": "onnx", **inputs, "do_no_harm": True}).id)
+    assert found.state == "incomplete"
+    assert found.message.startswith("no layer was corrected: one (")
 
 
 def test_a_mask_must_be_an_input_of_the_model(client: ss.Client, files: dict[str, Path]) -> None:

@@ -15,15 +15,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from served import STORE, Served, served, wait_until
+from starlette.requests import Request
 
 import streamstats as ss
+from streamstats.errors import OutputError
+from streamstats.service import result_routes
 from streamstats.service.client import RefusedError
 from streamstats.service.clock import Clock
 from streamstats.service.errors import ConflictError, GoneError
 from streamstats.service.job_table import Submitted
 from streamstats.service.lanes import Activations
 from streamstats.service.messages import RunRequest
-from streamstats.service.published import RETAINED_SECONDS, Published, current, numbers
+from streamstats.service.published import RETAINED_SECONDS, Published, current, discard, numbers
+from streamstats.service.result_routes import ResultRoutes
 from streamstats.service.retaining import Keep, Thing
 from streamstats.service.service import Service
 from streamstats.service.settings import RetentionConfig, ServiceConfig
@@ -204,6 +208,24 @@ def test_the_service_removes_by_itself_what_its_configuration_does_not_keep(tmp_
     wait_until(lambda: [each.id for each in service.table.newest()[0]] == ["b"])
     wait_until(lambda: len(service.audit.newest(who="(retention)", before=2**53, limit=9)) == 1)
     service.stop()
+
+
+def test_results_that_are_deleted_while_their_archive_is_made_are_gone(
+    bare: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, manifest = "0" * 16, tmp_path / "manifest.json"
+    manifest.write_text("{}")
+    bare.table.add(job, Submitted(RunRequest(kind="run", source="x").model_dump() | {"submitter": "a"}, None))
+    for _ in range(2):
+        Published(bare.jobs.folder(job)).publish({manifest.name: manifest})
+
+    def made(*_: object) -> None:
+        discard(bare.jobs.folder(job), 1)
+        raise OutputError("manifest.json: No such file or directory")
+
+    monkeypatch.setattr(result_routes, "write_archive", made)
+    with pytest.raises(GoneError, match="result set 1 of job 0000000000000000 was replaced; the current one is 2"):
+        ResultRoutes(bare).archive(Request({"type": "http", "method": "GET", "headers": []}), job, 1)
 
 
 @pytest.fixture

@@ -1,7 +1,8 @@
 """The fingerprints of a torch model: of its parameters, and of the buffers that its outputs depend on.
 
 Running statistics of normalisations are such buffers: re-estimated, they change the inputs of all later layers.
-Fingerprints are unknown where a process has only a part of the model, or none yet: ranks would disagree about it.
+Fingerprints are unknown where a process has only a part of the model, or none yet: ranks would disagree about it. That
+of a model with sparse tensors, such as the adjacency of a graph, is unknown, too; those of its layers are not.
 """
 
 from __future__ import annotations
@@ -29,14 +30,15 @@ def fingerprints(model: torch.nn.Module) -> Fingerprints:
     whole = all(type(each) in (torch.nn.Parameter, torch.Tensor) and not each.is_meta for each in weights)
     if is_one_of_several() or not whole:
         return Fingerprints()
-    digests = {id(each): _digest(each) for each in weights}
+    dense = [each for each in weights if each.layout == torch.strided]
+    digests = {id(each): _digest(each) for each in dense}
     known = {
         layer.name: _digest(layer.parameter[layer.rows]) if layer.rows else digests[id(layer.parameter)]
         for layer in layers_of(model)
         if id(layer.parameter) in digests
     }
     by_layer = {name: fingerprint_of(KIND, [digest]) for name, digest in known.items()}
-    return Fingerprints(fingerprint_of(KIND, digests.values()), by_layer)
+    return Fingerprints(fingerprint_of(KIND, digests.values()) if len(dense) == len(weights) else "", by_layer)
 
 
 def fingerprint(model: torch.nn.Module) -> str:
