@@ -73,3 +73,8 @@ def short_fingerprint(fingerprint: str) -> str:
     """
     kind, _, digits = fingerprint.partition(":")
     return f"{kind}:{digits[:SHOWN]}…" if digits else fingerprint
+
+
+def short_fingerprints(fingerprints: Iterable[str]) -> str:
+    """The first digits of each, for a message."""
+    return " + ".join(map(short_fingerprint, fingerprints))

@@ -8,7 +8,7 @@ from functools import reduce
 from pathlib import Path
 
 from ..calibration.addresses import Address
-from ..calibration.recorded_model import fingerprint_kind, short_fingerprint, weights_among
+from ..calibration.recorded_model import fingerprint_kind, short_fingerprints, weights_among
 from ..errors import MismatchError, UsageError
 from ..outputs.copies import counted_twice, in_doubt
 from ..outputs.layer_statistics import LayerStatistics
@@ -114,11 +114,11 @@ def _check_same_model(
             ("weight", [each for _, each in here.weights], [each for _, each in there.weights]),
         ):
             if _differ(left, right):
+                both = f"{short_fingerprints(left)} and {short_fingerprints(right)}"
                 raise MismatchError(
                     f"{output}: layer {layer} was recorded from a model with other weights than in {other}: the "
-                    f"fingerprints of the {what} are {_shown(left)} and {_shown(right)}; merge outputs of one model; "
-                    "if the inputs of its layers are nevertheless the same, add --other-weights (in Python, "
-                    "`other_weights=True`)"
+                    f"fingerprints of the {what} are {both}; merge outputs of one model; if the inputs of its layers "
+                    "are nevertheless the same, add --other-weights (in Python, `other_weights=True`)"
                 )
 
 
@@ -127,10 +127,6 @@ def _differ(left: Collection[str], right: Collection[str]) -> bool:
     kinds = {*map(fingerprint_kind, left)} & {*map(fingerprint_kind, right)}
     mine, theirs = ({each for each in side if fingerprint_kind(each) in kinds} for side in (left, right))
     return mine != theirs
-
-
-def _shown(fingerprints: Collection[str]) -> str:
-    return " + ".join(map(short_fingerprint, fingerprints))
 
 
 def _check_no_copy(
