@@ -598,7 +598,7 @@ def _yaml_problem(error: Exception, text: bytes) -> str:
         return said
     line = text.decode(errors="replace").splitlines()[mark.line]
     if ":" in line[: mark.column]:
-        return f"{said}; put text in which a colon is last, or comes before a blank, in quotes"
+        return f"{said}; put text in quotes if it has a colon at its end or before a space"
     return f"{said}; indent the keys of one mapping alike"
 
 

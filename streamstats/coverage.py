@@ -14,7 +14,7 @@ from .errors import MismatchError
 Rows = tuple[int, int]
 """A range of rows: the first, and the one after the last."""
 OpenRows = tuple[int, int | None]
-"""A range of rows that may go on without an end."""
+"""A range of rows; one without a stop (None) ends with the array."""
 
 
 def in_slice(rows: OpenRows) -> str:

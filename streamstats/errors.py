@@ -13,8 +13,8 @@ from importlib import import_module
 from types import ModuleType
 
 DONE, FAILURE, USAGE, INCOMPLETE, CORRUPT, INTERRUPTED = 0, 1, 2, 3, 4, 130
-"""The exit statuses of the command line. INCOMPLETE: rows are missing, a threshold was not met, or
-nothing could be corrected."""
+"""The exit statuses of the command line. INCOMPLETE: rows are missing, a threshold was not met, or no
+layer was corrected."""
 
 DISTRIBUTION = "streamstats-calibration"
 """The name on the package index; the import name is `streamstats`."""

@@ -20,8 +20,8 @@ def substituted(
     """`document` with `${NAME}` in its texts replaced by what `environment` has; `$${` stands for `${`.
 
     A text that is one variable and nothing else is read as YAML, so that it may be a number. Keys are left as they are,
-    and so is what is at the paths `replaced`. Raises `UsageError`, naming the key, for a name that is not set,
-    and for an empty value that would be all there is.
+    and so is what is at the paths `replaced`. Raises `UsageError`, naming the key, for a name that is not set, and
+    for an empty value if the text is that variable alone.
     """
     if place in replaced:
         return document

@@ -176,7 +176,7 @@ REFUSED = {
     ),
     "rows without quotes": (
         NEEDED + "rows: 950:",
-        "column 10: mapping values are not allowed here; put text in",
+        "column 10: mapping values are not allowed here; put text in quotes if",
     ),
     "a key that is indented": (NEEDED + " memory: 1GiB", "mapping values are not allowed here; indent the keys of one"),
     "rows that end with a key": (NEEDED + "rows: {950: }", 'expected START:STOP, as in 0:1000, or in quotes "START:"'),

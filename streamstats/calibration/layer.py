@@ -255,6 +255,10 @@ class Layer:
                 ways = f"{_mask_remedy(self, earlier)}{remedy}" if name == "mask" else remedy
                 here, there = contrasted(found, expected)
                 raise MismatchError(f"layer {self.name}: the {name} is {here}; {place} {there}; {ways}")
+        self._check_same_model(earlier, place, remedy)
+
+    def _check_same_model(self, earlier: Layer, place: str, remedy: str) -> None:
+        """As `check_continues`, of the fingerprints of the model and of the weights of its layers."""
         if self.model and earlier.model and self.model != earlier.model:
             here, there = map(short_fingerprint, (self.model, earlier.model))
             raise MismatchError(

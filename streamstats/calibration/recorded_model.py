@@ -18,14 +18,14 @@ Weights = tuple[tuple[str, str], ...]
 
 
 def check_model_fingerprint(fingerprint: str) -> str:
-    """`fingerprint`, which is empty if the model is unknown. Raises `UsageError` for anything else than its form."""
+    """`fingerprint`, which is empty if the model is unknown. Raises `UsageError` for text of another form."""
     if fingerprint:
         _check_form("model_fingerprint", fingerprint, "the model")
     return fingerprint
 
 
 def check_weight_fingerprints(fingerprints: Mapping[str, str] | None) -> Weights:
-    """The `fingerprints` of weights, by layer. Raises `UsageError` for anything else than their form."""
+    """The `fingerprints` of weights, by layer. Raises `UsageError` for text of another form."""
     found = tuple(sorted((fingerprints or {}).items()))
     for layer, each in found:
         _check_form(f"the weight fingerprint of layer {layer}", each, "the weight")
@@ -56,6 +56,15 @@ def weights_from(stored: object) -> Weights:
     return tuple(sorted((str(layer), str(each)) for layer, each in stored.items()))
 
 
+def fingerprint_kind(fingerprint: str) -> str:
+    """Its kind. Fingerprints of different kinds cannot be compared, even if they are of the same model.
+
+    >>> fingerprint_kind("onnx:" + "0123456789abcdef" * 4)
+    'onnx'
+    """
+    return fingerprint.partition(":")[0]
+
+
 def short_fingerprint(fingerprint: str) -> str:
     """Its first digits, for a message.
 
@@ -64,3 +73,8 @@ def short_fingerprint(fingerprint: str) -> str:
     """
     kind, _, digits = fingerprint.partition(":")
     return f"{kind}:{digits[:SHOWN]}…" if digits else fingerprint
+
+
+def short_fingerprints(fingerprints: Iterable[str]) -> str:
+    """The first digits of each, for a message."""
+    return " + ".join(map(short_fingerprint, fingerprints))

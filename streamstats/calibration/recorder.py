@@ -57,9 +57,9 @@ class Recorder:
     waits in memory. Use it as a context manager, or call `close`. Raises `OutputError` if it cannot write to `store`.
 
     `model_fingerprint` identifies the weights of the model that is recorded, as a kind, a colon and a SHA-256 (hex);
-    it is empty if the model is unknown. Samples of a model are not appended to those of another one.
-    `weight_fingerprints` do so for the weight of each layer, by name, as far as they are known: a layer of the same
-    name with another weight is another layer.
+    it is empty if the model is unknown. Samples of one model are not appended to those of another.
+    `weight_fingerprints` do the same for the weight of each layer, by name, as far as they are known: a layer of the
+    same name with another weight is another layer.
 
     With `buffered=False` nothing waits in memory: when `append` returns, its rows are on disk and committed, all at
     once: even if the process is killed or the power fails, the store and its readers have all of them or none.

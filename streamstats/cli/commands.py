@@ -25,6 +25,7 @@ from .tables import print_json, print_table, row_ranges, say
 if TYPE_CHECKING:
     from ..calibration.addresses import Address
     from ..coverage import OpenRows
+    from ..jobs.forget import Forgotten
     from ..jobs.job import Job
     from ..jobs.session import Outcome
     from ..jobs.status import LayerStatus, Status
@@ -165,7 +166,7 @@ def _say_shortfalls(found: Mapping[str, Shortfall], output: str) -> None:
 
 def _until_stable(job: Job, options: Namespace) -> tuple[Job, KnownTo]:
     """The job, which also counts what standard errors need, and the test for enough samples."""
-    from ..models.fingerprints import check_counted
+    from ..models.fingerprints import check_recorded, recorded_of
     from ..models.linear import PRECISION_STATISTICS
     from ..models.onnx.fingerprint import fingerprints
     from ..models.onnx.precision import KnownTo
@@ -179,7 +180,7 @@ def _until_stable(job: Job, options: Namespace) -> tuple[Job, KnownTo]:
     given = fingerprints(subject.original)
 
     def check(counted: Mapping[str, LayerStatistics]) -> None:
-        check_counted(str(job.source), counted, given, subject.name, "run without --until-stable")
+        check_recorded(str(job.source), recorded_of(counted), given, subject.name, "run without --until-stable")
 
     known = KnownTo(subject.quantized, subject.pairs, options.until_stable, check)
     return job.counting(*PRECISION_STATISTICS), known
@@ -218,16 +219,31 @@ def status(options: Namespace) -> int:
         said = {"unreadable": dict(found.unreadable), "coordinates": dict(found.coordinates), "stale": [*found.stale]}
         print_json({"complete": found.complete, "running": found.running, "rows": found.rows, "layers": layers, **said})
     else:
-        array = any(layer.array != layer.layer for layer in found.layers)
-        rows = [
-            [*_status_cells(layer, array, found.rows), span, why]
-            for layer in found.layers
-            for span, why in _gaps(layer)
-        ]
-        columns = ["layer", *(["array"] if array else []), "counted", "of rows", "excluded", "missing", "reason"]
-        print_table(columns, rows, left=1 + array)
-    if not options.json:
+        _print_status(found)
         _say_rows(found)
+    _say_state(found)
+    return DONE if found.complete else INCOMPLETE
+
+
+def _print_status(found: Status) -> None:
+    """Print the rows of each layer, and those that are missing, with the reasons."""
+    arrays = any(layer.array != layer.layer for layer in found.layers)
+    rows = [
+        [*_layer_cells(layer.layer, layer.array, arrays), *_status_cells(layer, found.rows), span, why]
+        for layer in found.layers
+        for span, why in _gaps(layer)
+    ]
+    columns = [*_layer_cells("layer", "array", arrays), "counted", "of rows", "excluded", "missing", "reason"]
+    print_table(columns, rows, left=1 + arrays)
+
+
+def _layer_cells(layer: str, array: str, arrays: bool) -> list[str]:
+    """The first cells of a row: the layer and, if the table shows `arrays`, the one that it reads."""
+    return [layer, array] if arrays else [layer]
+
+
+def _say_state(found: Status) -> None:
+    """Say what is not counted, and what to do about it."""
     say_notes({layer.layer: layer.notes for layer in found.layers})
     if found.coordinates:
         say(f"note: not counted, because they are coordinates: {listed(found.coordinates)}")
@@ -242,7 +258,6 @@ def status(options: Namespace) -> int:
     short = sum(layer.shortfall is not None for layer in found.layers)
     if short:
         say(f"{counted(short, 'layer')} below `min_rows`: {REMEDY}")
-    return DONE if found.complete else INCOMPLETE
 
 
 def _say_rows(found: Status) -> None:
@@ -262,11 +277,10 @@ def _of_source(source: CountedSource, *, merged: bool) -> str:
     return f"{name} {row_ranges(source.covered.ranges)} of {source.rows:,}{excluded}"
 
 
-def _status_cells(layer: LayerStatus, array: bool, limit: OpenRows | None) -> list[str]:
-    """The first cells of a layer, with the array that it reads if `array`; the job is limited to the rows `limit`."""
+def _status_cells(layer: LayerStatus, limit: OpenRows | None) -> list[str]:
+    """The cells about the rows of a layer; the job is limited to the rows `limit`."""
     of_rows = f"{layer.rows:,}" if limit is None else in_slice(limit)
-    rows = [f"{layer.counted:,}", of_rows, row_ranges(layer.excluded.ranges)]
-    return [layer.layer, *([layer.array] if array else []), *rows]
+    return [f"{layer.counted:,}", of_rows, row_ranges(layer.excluded.ranges)]
 
 
 def _gaps(layer: LayerStatus) -> list[tuple[str, str]]:
@@ -318,30 +332,20 @@ def forget(options: Namespace) -> None:
             progress=progress,
         )
     if options.json:
-        layers = {
-            each.layer: {
-                "array": each.array,
-                "rows": each.rows,
-                "others": each.others,
-                "excluded": [list(rows) for rows in each.excluded],
-            }
-            for each in forgotten
-        }
-        print_json({"layers": layers})
-        return
-    array = ["array"] if any(each.array != each.layer for each in forgotten) else []
+        print_json({"layers": {each.layer: each.document() for each in forgotten}})
+    else:
+        _print_forgotten(forgotten)
+
+
+def _print_forgotten(forgotten: Sequence[Forgotten]) -> None:
+    """Print which rows were forgotten of each layer, and how many rows that took."""
+    arrays = any(each.array != each.layer for each in forgotten)
     rows = [
-        [
-            each.layer,
-            *([each.array] if array else []),
-            row_ranges(each.excluded),
-            f"{each.rows:,}",
-            f"{each.others:,}",
-        ]
+        [*_layer_cells(each.layer, each.array, arrays), row_ranges(each.excluded), f"{each.rows:,}", f"{each.others:,}"]
         for each in forgotten
     ]
-    columns = ["layer", *array, "rows forgotten", "had been counted", "other rows read again"]
-    print_table(columns, rows, left=1 + len(array))
+    columns = [*_layer_cells("layer", "array", arrays), "rows forgotten", "had been counted", "other rows read again"]
+    print_table(columns, rows, left=1 + arrays)
 
 
 def merge(options: Namespace) -> None:

@@ -1,4 +1,4 @@
-"""`compare`: two outputs, or the results of jobs of a service, of which it downloads the statistics for that time."""
+"""`compare`: two outputs, or the results of jobs of a service, whose statistics it downloads for as long."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ def correct(options: Namespace) -> int:
     if options.weights or options.fake_quantized or options.layout:
         _correct_tensors(options)
         return DONE
-    from ..models.linear import all_in_vain
+    from ..models.linear import corrected_none
     from ..models.onnx.correct import TERMS
     from ..report.page import REPORT
 
@@ -59,7 +59,7 @@ def correct(options: Namespace) -> int:
     if options.json:
         layers = {each.layer: each.document() for each in correction.layers}
         print_json({"layers": layers, "judgement": written["judgement"], "precision": written["precision"]})
-    if not all_in_vain(correction.layers):
+    if not corrected_none(correction.layers):
         return DONE
     say(f"warning: no layer was corrected, for the reasons given; {output} is the quantised model without corrections")
     return INCOMPLETE
@@ -202,26 +202,18 @@ def _how(options: Namespace, output: Path | None) -> How:
 
     _check_how(options)
     iterative = outputs = held_out = None
-    axes = batch_axes(options.batch_axis)
-    batches = {} if options.batch_size is None else {"batch_size": options.batch_size}
+    running: dict[str, Any] = {"mask": options.mask, "batch_axes": batch_axes(options.batch_axis)}
+    if options.batch_size is not None:
+        running["batch_size"] = options.batch_size
     if options.iterative is not None or options.outputs:
         work = options.work or (output or Path(options.correctors) / "report").with_suffix(".work")
         if options.outputs:
-            outputs = Outputs(options.samples, work, mask=options.mask, batch_axes=axes, **batches)
+            outputs = Outputs(options.samples, work, **running)
         else:
-            iterative = Iterative(
-                options.samples,
-                work,
-                options.iterative,
-                mask=options.mask,
-                batch_axes=axes,
-                positions_as_rows=options.positions_as_rows,
-                **batches,
-            )
+            as_rows = options.positions_as_rows
+            iterative = Iterative(options.samples, work, options.iterative, positions_as_rows=as_rows, **running)
     if options.held_out is not None:
-        held_out = HeldOut(
-            options.held_out, options.labels, options.score, mask=options.mask, batch_axes=axes, **batches
-        )
+        held_out = HeldOut(options.held_out, options.labels, options.score, **running)
     trials = TRIALS if options.trials is None else options.trials
     return How(iterative, held_out, options.do_no_harm, options.fail_if_worse, trials, outputs, options.other_weights)
 
@@ -243,12 +235,8 @@ def _check_how(options: Namespace) -> None:
         )
     if options.work and not staged:
         raise UsageError("--work goes with --iterative or --outputs; leave it out")
-    if options.mask and not staged and options.held_out is None:
-        raise UsageError("--mask goes with --iterative, --outputs or --held-out; one pass takes it from the statistics")
-    if options.batch_axis and not staged and options.held_out is None:
-        raise UsageError("--batch-axis goes with --iterative, --outputs or --held-out; leave it out")
-    if options.batch_size is not None and not staged and options.held_out is None:
-        raise UsageError("--batch-size goes with --iterative, --outputs or --held-out; leave it out")
+    if not staged and options.held_out is None:
+        _check_no_samples(options)
     if options.positions_as_rows and options.iterative is None:
         raise UsageError("--positions-as-rows goes with --iterative, which records; leave it out")
     if (options.do_no_harm or options.fail_if_worse) and options.held_out is None:
@@ -259,6 +247,17 @@ def _check_how(options: Namespace) -> None:
         raise UsageError("--trials goes with --do-no-harm; leave it out")
     if (options.labels or options.score) and options.held_out is None:
         raise UsageError("--labels and --score go with --held-out; give samples that were not recorded")
+
+
+def _check_no_samples(options: Namespace) -> None:
+    """Raise `UsageError` for options that say how samples are run."""
+    running = "--iterative, --outputs or --held-out"
+    if options.mask:
+        raise UsageError(f"--mask goes with {running}; one pass takes it from the statistics")
+    if options.batch_axis:
+        raise UsageError(f"--batch-axis goes with {running}; leave it out")
+    if options.batch_size is not None:
+        raise UsageError(f"--batch-size goes with {running}; leave it out")
 
 
 def _print_correction(correction: Correction) -> None:
@@ -314,9 +313,9 @@ def _say_judgement(judged: Judgement, advice: Advice) -> None:
     if judged.caveat:
         say(f"note: {judged.caveat}: {advice.caveat}")
     if judged.batches:
-        say(f"note: {judged.batches}; choose them with --batch-size")
+        say(f"note: {judged.batches}; choose another with --batch-size")
     for reason, names in by_reason(judged.unjudged.items()).items():
-        say(f"not judged by its own outputs: {listed(names)}: {reason}")
+        say(f"not judged by their own outputs: {listed(names)}: {reason}")
     if judged.harmful:
         layers = ", ".join(judged.harmful)
         say(

@@ -213,13 +213,14 @@ first.
 """
 
 MERGE = """\
-Add up the outputs of several sites: of different stores, or of different rows of one store. Outputs that have counted
-the same row are refused, even if one of them read it from a copy of the store. So are outputs with rows of the same
-numbers if nothing proves whether one store has grown or two have the same name (say that there are two with
---different-stores), and outputs of models with other weights.
+Add up the outputs of several sites: of different stores, or of different rows of one store.
 
   streamstats merge site1/out site2/out -o out
   streamstats merge site1/out site2/out -o out --different-stores
+
+Outputs that have counted the same row are refused, even if one of them read it from a copy of the store. Outputs whose
+rows have the same numbers are refused, too, if their stores may be one that has grown in between; if they are two, add
+--different-stores. Outputs that were recorded from models with other weights need --other-weights.
 """
 
 SERVICE_ENVIRONMENT = """

@@ -97,7 +97,7 @@ def _names(options: Namespace) -> Names | None:
         return load_names(options.names)
     if options.model is None:
         return None
-    from ..models.fingerprints import check_recorded
+    from ..models.fingerprints import check_recorded, recorded_in
     from ..models.onnx.fingerprint import fingerprints
     from ..models.onnx.graph import load_model
     from ..models.onnx.tensor_names import renamed_tensors, tensor_names
@@ -106,7 +106,8 @@ def _names(options: Namespace) -> Names | None:
     entries = open_results(options.output).manifest.layers
     model, otherwise = load_model(options.model), "name the tensors with --names instead of --model"
     known = {layer: each.tensor for layer, each in sorted(entries.items()) if fnmatchcase(layer, options.layers)}
-    check_recorded(Path(options.output), known, fingerprints(model), options.model, otherwise)
+    recorded = recorded_in(Path(options.output))
+    check_recorded(options.output, recorded, fingerprints(model), options.model, otherwise, layers=known)
     unknown = [layer for layer, tensor in known.items() if not tensor]
     return {**tensor_names(model, options.model, unknown), **renamed_tensors(model, known)}
 

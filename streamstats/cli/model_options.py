@@ -233,7 +233,7 @@ def _add_how(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
         metavar="N",
         type=int,
         help="samples per run of the model (default: 16, and 8 for --held-out); figures depend on it only if the "
-        "quantised model finds steps in each batch, as those of quantize_dynamic",
+        "quantised model finds steps in each batch, as models of quantize_dynamic do",
     )
     _add_axes(both)
     return how

@@ -171,7 +171,7 @@ def _add_forget(parser: argparse.ArgumentParser) -> None:
         metavar="A:B",
         required=True,
         action="append",
-        help="rows A to B - 1; the first row is 0; A: has row A and all after it, as of now; repeatable",
+        help="rows A to B - 1, or A: for row A and all after it that are counted now; the first row is 0; repeatable",
     )
     add_layers(parser)
     parser.add_argument("--source", metavar="STORE", help="rows of this store, one of several that the job names")
@@ -188,12 +188,12 @@ def _add_merge(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--different-stores",
         action="store_true",
-        help="the outputs are of different stores, even if these have one name and nothing proves it",
+        help="the outputs are of different stores unless the opposite is proved: two sites may have stores of one name",
     )
     parser.add_argument(
         "--other-weights",
         action="store_true",
-        help="merge outputs although they were recorded from models with other weights",
+        help="merge outputs that were recorded from models with other weights",
     )
 
 

@@ -306,9 +306,9 @@ def _store_cells(store: StoreView) -> list[str]:
 def delete(options: Namespace) -> None:
     """`streamstats delete JOB…`, or a store, or a layer of it."""
     if bool(options.jobs) == (options.store is not None):
-        raise UsageError("name what to delete: jobs, or a store with --store")
+        raise UsageError("name what to delete: either jobs, or a store with --store")
     if options.layer is not None and options.store is None:
-        raise UsageError("--layer is of a store; name the store with --store")
+        raise UsageError("--layer names a layer of a store; name the store with --store")
     with client_of(options) as client:
         for job in options.jobs:
             client.delete(job)

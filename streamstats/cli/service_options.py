@@ -123,8 +123,8 @@ def _add_stores(parser: argparse.ArgumentParser) -> None:
 
 def _add_delete(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("jobs", metavar="JOB", nargs="*", help="a job's identifier, as submit printed it")
-    parser.add_argument("--store", metavar="NAME", help="in place of jobs: a store of the service")
-    parser.add_argument("--layer", metavar="LAYER", help="of the store, only this layer")
+    parser.add_argument("--store", metavar="NAME", help="instead of jobs: a store of the service")
+    parser.add_argument("--layer", metavar="LAYER", help="only this layer of the store")
     add_service(parser)
 
 

@@ -15,7 +15,7 @@ from .descriptions import SUMMARIES
 METHODS = ("minmax", "percentile", "mse", "entropy")
 """How ranges are found."""
 MEANT = {"create": "new", "add": "new", "make": "new", "delete": "revoke", "remove": "revoke", "show": "list"}
-"""Other words for some choices, whose nearest one may be another choice."""
+"""Other words for some choices; the choice that is spelt most like one may be another."""
 
 
 class Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):

@@ -29,7 +29,7 @@ class Forgotten:
     """What was forgotten of a layer: `rows` had been counted; `others` is how many other rows were read again.
 
     `array` is the one that it reads; layers that read the same array forget together, and its rows are read once.
-    `excluded` are the rows, counted or not, that the call excluded for good.
+    `excluded` are the rows, counted or not, that this call excluded for good.
     """
 
     layer: str
@@ -37,6 +37,11 @@ class Forgotten:
     rows: int
     others: int
     excluded: tuple[Rows, ...]
+
+    def document(self) -> dict[str, Any]:
+        """JSON-ready, without the name of the layer."""
+        excluded = [list(rows) for rows in self.excluded]
+        return {"array": self.array, "rows": self.rows, "others": self.others, "excluded": excluded}
 
 
 def forget(
@@ -48,15 +53,15 @@ def forget(
     progress: Progress = QUIET,
 ) -> list[Forgotten]:
     """Remove `rows`, one or several (start, stop), from the layers of `job` whose names match the glob `layers`, and
-    never count them again. (start, None) has all rows from `start` to the last that the job counts now.
+    never count them again.
 
-    Each array numbers its own rows: of layers that have several, `source`, the store as the job names it, and `part`
-    name one. Layers that read the same array forget together, even if only one of their names matches. The rows are
-    read once more and subtracted; those of a chunk with room for more are counted again without them. If a statistic
-    cannot tell what is left, such as an extremum that one of them may hold, other rows are read again until it can. If
-    one of the rows can no longer be read, or has changed since it was counted, all others are counted anew. Raises as
-    `run` does, and `UsageError` for layers that the job does not have, and rows that the store does not have or the job
-    does not count.
+    (start, None) means all rows from `start` to the last that the job counts now. Each array numbers its own rows: of
+    layers that have several, `source`, the store as the job names it, and `part` name one. Layers that read the same
+    array forget together, even if only one of their names matches. The rows are read once more and subtracted; those of
+    a chunk with room for more are counted again without them. If a statistic cannot tell what is left, such as an
+    extremum that one of them may hold, other rows are read again until it can. If one of the rows can no longer be
+    read, or has changed since it was counted, all others are counted anew. Raises as `run` does, and `UsageError` for
+    layers that the job does not have, and rows that the store does not have or the job does not count.
 
     >>> job = ss.Job("calibration.zarr", "shorter")
     >>> outcome = ss.run(job)

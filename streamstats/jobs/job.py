@@ -32,10 +32,10 @@ class Job:
     `layers` chooses and describes layers: a glob for their names, a rule, or several of these (default: every array, as
     its attributes describe it). `memory`, in bytes or as in "2GiB", limits each process. `nonfinite` is the policy for
     NaN and infinities, `missing` that for chunks that are missing or damaged ("fill" is for missing ones alone). If
-    `rows`, (start, stop), is given, only these are counted, of each array; (start, None) has all rows from `start` on.
-    `cluster` says who does the work, by default a thread of this process for each core.
-    Without `follow_links`, nothing is read behind links in the stores, or on the way to them. Raises `UsageError` for
-    memory that is not a size, an unknown policy, rows that are no range, and layers that are no globs and rules.
+    `rows`, (start, stop), is given, only these are counted, of each array; (start, None) means all from `start` on.
+    `cluster` says who does the work, by default a thread of this process for each core. Without `follow_links`, nothing
+    is read behind links in the stores, or on the way to them. Raises `UsageError` for memory that is not a size, an
+    unknown policy, rows that are no range, and layers that are neither globs nor rules.
 
     >>> job = ss.Job("calibration.zarr", "first-rows", rows=(0, 3)).counting("histogram")
     >>> ss.run(job).statistics["fc"].mean
@@ -93,7 +93,7 @@ def wanted_rows(job: Job, rows: int) -> Coverage:
 
 
 def checked_rows(rows: object) -> OpenRows:
-    """`rows` as a range of Python's integers. Raises `UsageError` for anything else than one that holds a row."""
+    """`rows` as Python's integers. Raises `UsageError` for anything other than a range of one row or more."""
     match rows:
         case (SupportsIndex() as first, SupportsIndex() | None as last) if bool not in map(type, rows):
             start, stop = index(first), None if last is None else index(last)
@@ -112,7 +112,7 @@ def check_one_of(name: str, value: str, expected: tuple[str, ...]) -> None:
 
 
 def checked_job(job: object) -> Job:
-    """`job`. Raises `UsageError` for anything else than a job, such as the path of a configuration."""
+    """`job`. Raises `UsageError` for anything other than a job, such as the path of a configuration."""
     if isinstance(job, Job):
         return job
     raise UsageError(f"the job is {job!r}; expected a Job: give Job(source, output), or load_job(path)")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..address import local_path
 from ..calibration.addresses import Address
-from ..calibration.recorded_model import short_fingerprint, weights_among
+from ..calibration.recorded_model import fingerprint_kind, short_fingerprints, weights_among
 from ..errors import MismatchError, UsageError
 from ..outputs.copies import counted_twice, in_doubt
 from ..outputs.layer_statistics import LayerStatistics
@@ -28,10 +28,10 @@ def merge(
     """Write the statistics over the rows of all `outputs` to `output`, another folder, and return those of each layer.
 
     Layers that only one output has are copied; of several `min_rows` for a layer, the greatest applies. With
-    `different_stores`, outputs are taken for those of different stores where nothing proves the contrary, as of stores
-    of one name at two sites. Outputs of models with other weights are only merged with `other_weights`. Raises
-    `UsageError` for an output without states, `MismatchError` if outputs do not fit together, or have counted the same
-    row, or may have, `DataError` for a damaged file, `OutputError` if a file cannot be written.
+    `different_stores`, outputs count as those of different stores unless the opposite is proved: two sites may have
+    stores of one name. Outputs of models with other weights are merged only with `other_weights`. Raises `UsageError`
+    for an output without states; `MismatchError` if outputs do not fit together, have counted the same row, or may
+    have; `DataError` for a damaged file; `OutputError` if a file cannot be written.
 
     >>> for day, value in [("monday", 1.0), ("tuesday", 3.0)]:
     ...     meter = ss.Meter(name=day)
@@ -115,23 +115,19 @@ def _check_same_model(
             ("weight", [each for _, each in here.weights], [each for _, each in there.weights]),
         ):
             if _differ(left, right):
+                both = f"{short_fingerprints(left)} and {short_fingerprints(right)}"
                 raise MismatchError(
                     f"{output}: layer {layer} was recorded from a model with other weights than in {other}: the "
-                    f"fingerprints of the {what} are {_shown(left)} and {_shown(right)}; merge outputs of one model; "
-                    "if the inputs of its layers are nevertheless the same, add --other-weights (in Python, "
-                    "`other_weights=True`)"
+                    f"fingerprints of the {what} are {both}; merge outputs of one model; if the inputs of its layers "
+                    "are nevertheless the same, add --other-weights (in Python, `other_weights=True`)"
                 )
 
 
 def _differ(left: Collection[str], right: Collection[str]) -> bool:
     """Whether fingerprints differ; those of different kinds cannot be compared."""
-    kinds = {each.partition(":")[0] for each in left} & {each.partition(":")[0] for each in right}
-    mine, theirs = ({each for each in side if each.partition(":")[0] in kinds} for side in (left, right))
+    kinds = {*map(fingerprint_kind, left)} & {*map(fingerprint_kind, right)}
+    mine, theirs = ({each for each in side if fingerprint_kind(each) in kinds} for side in (left, right))
     return mine != theirs
-
-
-def _shown(fingerprints: Collection[str]) -> str:
-    return " + ".join(map(short_fingerprint, fingerprints))
 
 
 def _check_no_copy(
@@ -155,8 +151,8 @@ def _check_no_doubt(
         raise MismatchError(
             f"{output}: layer {twice.layer}: rows {twice.rows} are counted in {other}, too, and {twice.how}; expected "
             "each row once; if it is one store, count only the rows added since, with "
-            f'`rows: "{twice.rows.stop}:"` in an output of their own, and merge that; if they are two, merge with '
-            "--different-stores"
+            f'`rows: "{twice.rows.stop}:"` in an output of their own, and merge that; if they are two, add '
+            "--different-stores (in Python, `different_stores=True`)"
         )
 
 

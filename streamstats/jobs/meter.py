@@ -83,11 +83,11 @@ class Meter:
         """Measure `samples` of `layer`: integers or floats, samples on axis 0, channels on `channel_axis`.
 
         `quantization` maps integer codes to real values; `kernel` is the kernel that the layer moves over its samples,
-        None if unknown. `layers`, `tensor`, `rows_are` and `mask`, which says which positions count, are those
-        of `Recorder.append`. Raises `MismatchError` if shape, dtype, channel axis, quantisation, layers, a known kernel
-        or the shape of the mask differ from those of earlier calls, `UsageError` for a name, values or a mask
-        that a layer cannot have, or a statistic that it cannot have, and `NonFiniteError` for NaN or infinities, unless
-        they are skipped. A call that raises has measured nothing.
+        None if unknown. `layers`, `tensor`, `rows_are` and `mask`, which says which positions count, are those of
+        `Recorder.append`. Raises `MismatchError` if shape, dtype, channel axis, quantisation, layers, a known kernel or
+        the shape of the mask differ from those of earlier calls, `UsageError` for a name, values, a mask or a statistic
+        that a layer cannot have, and `NonFiniteError` for NaN or infinities, unless they are skipped. A call that
+        raises has measured nothing.
         """
         native = np.require(array_of(samples), requirements=["C", "A"])
         readers = readers_of(layer, kernel, layers)

@@ -17,9 +17,9 @@ class Advice:
     """What to do, as the end of a sentence.
 
     `worse` is about a corrected model that is worse than the quantised one, `samples` about corrections that few
-    samples decide, `precision` about a precision that is unknown, `caveat` about that of a judgement.
-    `harm` tries what corrections do to the network, `judge` compares models, and `other_weights` takes what was counted
-    of a model with other weights.
+    samples decide, `precision` about a precision that is unknown, `caveat` about the caveat of a judgement, and
+    `other_weights` about statistics of a model with other weights. `harm` names the option that tries the network
+    without each correction, `judge` the one that compares models.
     """
 
     worse: str

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..calibration.recorded_model import short_fingerprint
+from ..calibration.recorded_model import fingerprint_kind, short_fingerprint
 from ..errors import MismatchError, listed
-from ..outputs.manifest import MANIFEST, LayerEntry
+from ..outputs.manifest import MANIFEST
 from ..outputs.results import open_results
 
 if TYPE_CHECKING:
@@ -55,52 +55,47 @@ class Recorded(NamedTuple):
     weights: Sequence[str]
 
 
+def recorded_in(out: Path) -> dict[str, Recorded]:
+    """What the manifest of `out` says of each layer; nothing without a manifest, as in a folder of correctors."""
+    if not (out / MANIFEST).exists():
+        return {}
+    return {layer: Recorded(each.models, each.weights) for layer, each in open_results(out).manifest.layers.items()}
+
+
+def recorded_of(counted: Mapping[str, LayerStatistics]) -> dict[str, Recorded]:
+    """What statistics say of each layer, by its name."""
+    return {layer: Recorded(each.models, [weight for _, weight in each.weights]) for layer, each in counted.items()}
+
+
 def check_recorded(
-    out: Path,
-    layers: Iterable[str],
+    place: str | Path,
+    recorded: Mapping[str, Recorded],
     given: Fingerprints,
     name: str,
     otherwise: str,
     *,
+    layers: Iterable[str] | None = None,
     other_weights: bool = False,
 ) -> str:
-    """How the model that is `given` differs from that of which `out` has the `layers`; empty if it does not.
+    """How the model that is `given` differs from that of which `place` has the `layers`; empty if it does not.
 
-    `name` is what the model is called. Raises `MismatchError` if it has other weights, unless `other_weights` are
-    meant; `otherwise` says what to do then. Raises it in any case if layers of the model were recorded under other
-    names than they have: their names lead to what was counted of others.
+    `recorded` is what `place` says of all its layers, `layers` are those to compare (None: all), `name` is what the
+    model is called. Raises `MismatchError` if it has other weights, unless `other_weights` are meant; `otherwise` says
+    what to do then. Raises it in any case if layers of the model were recorded under other names than they have: their
+    names lead to what was counted of others.
     """
-    if not (out / MANIFEST).exists():
-        return ""
-    entries = open_results(out).manifest.layers
-    check_names(str(out), {layer: entry.weights for layer, entry in entries.items()}, given, name)
-    differs = _other_weights({layer: entries[layer] for layer in layers if layer in entries}, given, name)
+    check_names(place, {layer: each.weights for layer, each in recorded.items()}, given, name)
+    compared = recorded if layers is None else {layer: recorded[layer] for layer in layers if layer in recorded}
+    differs = _difference(compared, given, name)
     if differs and not other_weights:
-        raise _refusal(str(out), differs, name, otherwise)
+        raise MismatchError(
+            f"{place}: {differs}; give the model that was recorded, or record {name} into another store and run again; "
+            f"if the inputs of its layers are nevertheless the same, as after folding a normalisation, {otherwise}"
+        )
     return differs
 
 
-def check_counted(
-    place: str, counted: Mapping[str, LayerStatistics], given: Fingerprints, name: str, otherwise: str
-) -> None:
-    """Raise `MismatchError` as `check_recorded` does, for statistics of layers that were `counted` in `place`."""
-    entries = {
-        layer: Recorded([*each.models], [weight for _, weight in each.weights]) for layer, each in counted.items()
-    }
-    check_names(place, {layer: each.weights for layer, each in entries.items()}, given, name)
-    differs = _other_weights(entries, given, name)
-    if differs:
-        raise _refusal(place, differs, name, otherwise)
-
-
-def _refusal(place: str, differs: str, name: str, otherwise: str) -> MismatchError:
-    return MismatchError(
-        f"{place}: {differs}; give the model that was recorded, or record {name} and run again; if the inputs of its "
-        f"layers are nevertheless the same, as after folding a normalisation, {otherwise}"
-    )
-
-
-def check_names(place: str, recorded: Mapping[str, Iterable[str]], given: Fingerprints, name: str) -> None:
+def check_names(place: str | Path, recorded: Mapping[str, Iterable[str]], given: Fingerprints, name: str) -> None:
     """Raise `MismatchError` if layers of the model that is `given` were `recorded`, in `place`, under other names.
 
     `recorded` has the fingerprints of the weight of each layer, `name` is what the model is called. A layer has another
@@ -125,28 +120,24 @@ def check_names(place: str, recorded: Mapping[str, Iterable[str]], given: Finger
         )
 
 
-def _other_weights(entries: Mapping[str, LayerEntry | Recorded], given: Fingerprints, name: str) -> str:
-    """How one of the `entries` tells that it was recorded from another model; empty if none does."""
-    for layer, each in entries.items():
+def _difference(recorded: Mapping[str, Recorded], given: Fingerprints, name: str) -> str:
+    """How one of the layers that were `recorded` tells that it was another model; empty if none does."""
+    for layer, each in recorded.items():
         here = given.weights.get(layer, "")
         if other := _other_than(here, each.weights):
-            return f"layer {layer} was recorded with another weight than it has in {name}: {_both(other, here)}"
-    for layer, each in entries.items():
+            return f"the weight of layer {layer} in {name} is not the one that was recorded ({_both(other, here)})"
+    for layer, each in recorded.items():
         if other := _other_than(given.model, each.models):
             return (
-                f"layer {layer} was recorded from a model with other weights than {name}: {_both(other, given.model)}"
+                f"layer {layer} was recorded from a model with other weights than {name} ({_both(other, given.model)})"
             )
     return ""
 
 
 def _other_than(here: str, recorded: Iterable[str]) -> str:
     """Another fingerprint of the same kind that was `recorded`; empty if there is none."""
-    return next((each for each in recorded if each != here and _kind(each) == _kind(here)), "")
+    return next((each for each in recorded if each != here and fingerprint_kind(each) == fingerprint_kind(here)), "")
 
 
 def _both(recorded: str, here: str) -> str:
-    return f"their fingerprints are {short_fingerprint(recorded)} and {short_fingerprint(here)}"
-
-
-def _kind(fingerprint: str) -> str:
-    return fingerprint.partition(":")[0]
+    return f"the fingerprint is {short_fingerprint(here)}, not {short_fingerprint(recorded)}"

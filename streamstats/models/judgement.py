@@ -30,9 +30,8 @@ ROUTED = (
 )
 NO_FLOATS = (
     "no output of the network is of floats, so its error has no size; judge a model that ends before such outputs are "
-    "computed, or leave out `do_no_harm`"
+    "computed, or leave out --do-no-harm (`do_no_harm` in Python and in jobs)"
 )
-
 IN_FLOATS = (
     "these figures are those of products computed in floats; onnxruntime's kernels for 8-bit codes saturate on x86 "
     "processors without VNNI, which costs accuracy there and which no bias undoes"
@@ -40,8 +39,9 @@ IN_FLOATS = (
 """The caveat on the figures of a model on codes."""
 BY_BATCH = (
     "the quantised model finds the steps of its activations in each batch, so figures depend on the batch size: these "
-    "are those of batches of {}"
+    "are for batches of {}"
 )
+"""The note on the figures of such a model."""
 UNKNOWN = "the operators that compute it in the quantised model are not known as a layer, so only the network is judged"
 """Why a corrected layer is not judged by its own outputs."""
 

@@ -120,7 +120,7 @@ class LayerCorrection:
         }
 
 
-def all_in_vain(layers: Iterable[LayerCorrection]) -> bool:
+def corrected_none(layers: Iterable[LayerCorrection]) -> bool:
     """Whether no layer was corrected although one was to be: each was refused or left out."""
     outcomes = {each.outcome for each in layers}
     return CORRECTED not in outcomes and not outcomes.isdisjoint((REFUSED, LEFT_OUT))

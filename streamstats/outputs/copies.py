@@ -25,7 +25,7 @@ Ledgers = Mapping[str, Ledger]
 MOST_PAIRS = 1000
 """Pairs of arrays that are compared; only those whose first chunks are the same are."""
 
-DOUBT = "nothing proves whether from one store that has grown since or from two of one name"
+DOUBT = "nothing proves whether the outputs are of one store that has grown in between, or of two with the same name"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def counted_twice(left: Ledgers, right: Ledgers) -> Twice | None:
 
 
 def in_doubt(left: Ledgers, right: Ledgers) -> Twice | None:
-    """The first rows that both have counted where nothing proves whether of one store; None if there are none.
+    """The first rows that both have counted if nothing proves whether they are of one store; None if there are none.
 
     The sources are `located`.
     """

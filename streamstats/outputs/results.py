@@ -157,8 +157,8 @@ def write_results(
     limited; `min_rows` is what it asked for, by array; `unreadable` are arrays that were not counted, with the reasons,
     and so are `coordinates`; `merged_from` are merged outputs, as `staleness` identifies them. With `keep_states`, the
     states of other arrays stay, for later jobs that include these again. All content is computed before any is written,
-    and files that already have their content are not rewritten. Raises
-    `UsageError` for a mean beyond float64, `OutputError` if a file cannot be written.
+    and files that already have their content are not rewritten. Raises `UsageError` for a mean beyond float64,
+    `OutputError` if a file cannot be written.
     """
     files: dict[Path, bytes] = {}
     known, asked = gaps or {}, min_rows or {}

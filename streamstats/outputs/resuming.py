@@ -9,7 +9,7 @@ from typing import Any
 
 from ..calibration.identity import file_range, mask_identities, rows_of_file, sampled
 from ..calibration.layer import Layer, arrays_of
-from ..calibration.recorded_model import short_fingerprint
+from ..calibration.recorded_model import short_fingerprint, short_fingerprints
 from ..coverage import EMPTY, Coverage, Rows
 from ..errors import DataError, MismatchError, UsageError, WayOut, contrasted, in_words, listed
 from ..quantization import Quantization
@@ -310,10 +310,9 @@ def _check_same_model(layer: Layer, state: Ledger) -> None:
     weights = [(name, [each for other, each in state.weights if other == name], now) for name, now in layer.weights]
     for name, counted, now in [(layer.name, [*state.models], layer.model), *weights]:
         if counted and now and now not in counted:
-            before = " + ".join(map(short_fingerprint, counted))
             raise MismatchError(
                 f"layer {name}: {layer.store} was recorded from a model with other weights than what was counted: the "
-                f"fingerprints are {short_fingerprint(now)} and {before}",
+                f"fingerprints are {short_fingerprint(now)} and {short_fingerprints(counted)}",
                 WayOut.RESTART,
                 WayOut.ELSEWHERE,
             )

@@ -26,7 +26,7 @@ CALLER = "streamstats.caller"
 """The key, in the scope of a request that may pass, of its `Caller`."""
 LINK_SECONDS = 60
 LINK_PARAMETERS = ("until", "signature")
-"""What a signed link has."""
+"""The parameters of a signed link."""
 DOCS = "/api/v1/docs"
 KNOWN = "streamstats.known"
 """The key, in the scope of a request, of whether it came with a token."""

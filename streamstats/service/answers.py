@@ -63,30 +63,43 @@ class RangedFile(FileResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
-        refusal: Response | None = None
-        head: Message | None = None
-
-        async def send_unless_refused(message: Message) -> None:
-            nonlocal refusal, head
-            if message["type"] == "http.response.start" and message["status"] >= 400:
-                sizes = {name: value for name, value in Headers(raw=message["headers"]).items() if name == SIZE}
-                refusal = problem(message["status"], "the header Range names no range of the file; leave it out", sizes)
-            elif message["type"] == "http.response.start":
-                head = message
-            elif refusal is None:
-                if head is not None:
-                    await send(head)
-                    head = None
-                await send(message)
-
+        sending = _Sending(send)
         try:
-            await super().__call__(scope, receive, send_unless_refused)
+            await super().__call__(scope, receive, sending)
         except (FileNotFoundError, RuntimeError):  # the latter is what Starlette raises for it
             if Path(self.path).exists():
                 raise
-            refusal = problem(410, "the file was deleted a moment ago, with its job or its result set; look again")
-        if refusal is not None:
-            await refusal(scope, receive, send)
+            gone = "the file was deleted a moment ago, with its job or its result set; list the files again"
+            sending.refusal = problem(410, gone)
+        if sending.refusal is not None:
+            await sending.refusal(scope, receive, send)
+
+
+class _Sending:
+    """Sends an answer, its head with the first part of its body. One that refuses is not sent, but is the `refusal`."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._head: Message | None = None
+        self.refusal: Response | None = None
+
+    async def __call__(self, message: Message) -> None:
+        """As `Send`."""
+        if message["type"] == "http.response.start":
+            self._head, self.refusal = message, _of_range(message)
+        elif self.refusal is None:
+            if self._head is not None:
+                await self._send(self._head)
+                self._head = None
+            await self._send(message)
+
+
+def _of_range(head: Message) -> Response | None:
+    """The refusal of a range, in the form of all errors, if `head` is that of one."""
+    if head["status"] < 400:
+        return None
+    sizes = {name: value for name, value in Headers(raw=head["headers"]).items() if name == SIZE}
+    return problem(head["status"], "the header Range names no range of the file; leave it out", sizes)
 
 
 def file_answer(

@@ -189,17 +189,19 @@ class Client:
         """(kind, content) of each event until the job ends: `job`, `message`, `end`. A lost connection is resumed."""
         last, trial = "0", self._trial(adds=True)
         while True:
-            failure: Exception = ServiceError(f"{self.url} ends the stream of events of job {_id(job)} again and again")
-            after, is_silent = None, True
+            failure: Exception = ServiceError(
+                f"{self.url} ends the stream of events of job {_id(job)} without an event"
+            )
+            after, has_come = None, False
             try:
                 for kind, content, number in self._streamed(job, last):
                     trial.renew()
-                    is_silent = False
+                    has_come = True
                     last = number or last
                     yield kind, content
                     if kind == "end":
                         return
-                if not is_silent:  # the token was revoked, the service stops, or a proxy limits the time: see which
+                if has_come:  # the token was revoked, the service stops, or a proxy limits the time: see which
                     trial.pause()
                     continue
             except self._errors as error:
@@ -312,7 +314,7 @@ class Client:
         return list_of(str, self._asked("GET", "/stores"))
 
     def store(self, name: str) -> StoreView:
-        """Whose a store of the service is, and the rows of each layer."""
+        """The owner of a store of the service, and the rows of each of its layers."""
         return self._viewed(StoreView, "GET", f"/stores/{quote(name, safe='')}")
 
     def batches(self, store: str, layer: str, *, start: int = 0, limit: int = 100) -> list[BatchView]:

@@ -219,7 +219,7 @@ class JobTable:
         return self.before(name)[0]
 
     def before(self, name: str) -> tuple[str | None, str]:
-        """The same, and the message with which the job had ended."""
+        """The state as `forgets` gives it, and the message with which the job had ended."""
         row = self._database.one("SELECT forgets, ended_as FROM jobs WHERE id = ?", (name,))
         return (None, "") if row is None else (row["forgets"], row["ended_as"])
 

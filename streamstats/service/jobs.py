@@ -34,9 +34,9 @@ from .settings import ENDED
 STATE_OF = {errors.DONE: DONE, errors.INCOMPLETE: INCOMPLETE}
 """The states that follow from an exit status; any other means that the job failed or was stopped."""
 QUIET_SECONDS = 2.0
-"""How long no batch of a store has been withdrawn when a job that follows it is interrupted, to forget them all."""
+"""A job that follows is interrupted, to forget withdrawn batches, once none has been withdrawn for this long."""
 PATIENCE_SECONDS = 30.0
-"""The longest time until it is interrupted if batches are withdrawn all the time."""
+"""After this long, it is interrupted even if more are withdrawn."""
 MOST_ATTEMPTS = 5
 """How often a job is started whose process ends without reporting an end."""
 STOPPED = "the service was stopped; the job resumes from what was saved"
@@ -55,11 +55,11 @@ class Jobs:
 
     `complete` turns the folder and the request of a job into what its process does, just before it starts, and the
     identity of the store that it reads, if that is one of the service. It is told whether the job only forgets rows; it
-    raises `StreamstatsError` for a request that can no longer be met. `public`
-    removes from messages what clients must not see. At most `running` jobs run at the same time, and in addition at
-    most `following` jobs that follow a store; `waiting` more may be queued. No job starts while `hindrance` says why
-    none can. `owes` says whether the results of a job count batches that were withdrawn; a job that ends with such
-    results is queued to forget them. What fails is noted in `faults`, and tried again.
+    raises `StreamstatsError` for a request that can no longer be met. `public` removes from messages what clients must
+    not see. At most `running` jobs run at the same time, and in addition at most `following` jobs that follow a store;
+    `waiting` more may be queued. No job starts while `hindrance` says why none can. `owes` says whether the results of
+    a job count batches that were withdrawn; a job that ends with such results is queued to forget them. What fails is
+    noted in `faults`, and tried again.
     """
 
     def __init__(

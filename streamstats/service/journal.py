@@ -264,13 +264,10 @@ def settle(keys: Keys, journal: Journal, layer: str, rows: int) -> int:
         return rows
     noted, is_whole = journal.read()
     stored = [each for each in noted if each.stop <= rows]
-    unknown = Coverage.first(rows) - Coverage.of((each.start, each.stop) for each in stored)
     known = keys.since(layer, 0)
     there = {*stored}
     others = [each for each in known if each not in there]
-    lacking = [
-        each for each in others if any(start <= each.start and each.stop <= stop for start, stop in unknown.ranges)
-    ]
+    lacking = _within(others, Coverage.first(rows) - Coverage.of((each.start, each.stop) for each in stored))
     wrong = set(others).difference(lacking)
     if wrong:  # a transaction waits for its turn and the disk
         keys.take_back(layer, [*wrong])
@@ -280,6 +277,11 @@ def settle(keys: Keys, journal: Journal, layer: str, rows: int) -> int:
     if whole != noted or not is_whole:  # an older version wrote no journals
         journal.replace(whole)
     return _stop(whole[-1] if whole else None)
+
+
+def _within(requests: Sequence[Noted], rows: Coverage) -> list[Noted]:
+    """Those of the `requests` all of whose rows are among `rows`."""
+    return [each for each in requests if any(start <= each.start and each.stop <= stop for start, stop in rows.ranges)]
 
 
 def _stop(request: Noted | None) -> int:

@@ -338,8 +338,8 @@ class AuditPage(BaseModel):
 
 
 class PrunedView(BaseModel):
-    """Something that is not kept: which of `age`, `number` and `bytes` is why (of `events`, all that are limited),
-    and when it was last used.
+    """Something that is not kept: `at` is when it was last used, `why` the limit that it exceeds, `age`, `number` or
+    `bytes`. Of events, `why` has all limits that are set.
     """
 
     kind: str

@@ -129,7 +129,7 @@ class Retention:
     def _sets(self, keep: Keep, now: float, gone: Collection[str]) -> Iterator[Expired]:
         """The sets of each job that has ended and is not `gone`; a job that runs removes its own.
 
-        Those that were replaced lately are retained, by the clock that is never set.
+        Those that were replaced lately, by the monotonic clock, are retained.
         """
         for job in self._table.ended() if keep != Keep() else ():
             if job["id"] in gone or self._jobs.since_published(job["id"]) <= published.RETAINED_SECONDS:

@@ -41,7 +41,7 @@ from ..jobs.run import POLL_SECONDS, Follow
 from ..jobs.run import run as run_job
 from ..jobs.session import Outcome
 from ..models.account import by_reason, told
-from ..models.linear import PRECISION_STATISTICS, all_in_vain
+from ..models.linear import PRECISION_STATISTICS, corrected_none
 from ..outputs.results import open_results
 from ..outputs.shortfalls import REMEDY
 from ..progress import Progress
@@ -240,7 +240,7 @@ def _onnx(request: dict[str, Any], lines: Lines) -> tuple[int, str]:
     _publish_correction(correction, lines)
     remove(Path(RECORDED))  # first: a store that is half removed was not recorded
     remove_folder(Path(STORE))  # many times the size of the uploads
-    if all_in_vain(correction.layers):
+    if corrected_none(correction.layers):
         return INCOMPLETE, f"no layer was corrected: {told((each.layer, each.reason) for each in correction.layers)}"
     corrected = sum(each.corrected for each in correction.layers)
     return DONE, f"done; {counted(len(outcome.statistics), 'layer')} counted, {corrected:,} of the model corrected"

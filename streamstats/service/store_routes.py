@@ -154,8 +154,8 @@ class StoreRoutes:
         )
         self._ingests.check_share(
             caller.name,
-            f"{self._ingests.share:,} requests of the token {caller.name} with activations are in progress, the share "
-            "of one token; send the activations again later",
+            f"{self._ingests.share:,} requests with activations of the token {caller.name} are in progress, the limit "
+            "for one token; send the activations again later",
         )
 
     async def _appended(self, store: str, read: Callable[[], Activations]) -> IngestView:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import secrets
 import stat
 import threading
@@ -28,7 +29,6 @@ TOKEN_BYTES = 32
 FIRST = "admin"
 """The name of the token in the file."""
 MOST_TOKENS = 1000
-INFINITE = float("inf")
 MOST_OVERLAP = 7 * 86400.0
 """Seconds for which an older secret may stay valid."""
 Role = Literal["read", "submit", "admin"]
@@ -67,7 +67,7 @@ class Caller:
 class Token:
     """A token: the SHA-256 of its secret, its name and role, who made it and when, and when it ends, if it does.
 
-    `ends` is the same by the clock that is never set.
+    `until` is when it ends by the wall clock, `ends` by the monotonic one.
     """
 
     digest: bytes
@@ -76,7 +76,7 @@ class Token:
     made: float
     maker: str
     until: float | None = None
-    ends: float = INFINITE
+    ends: float = math.inf
 
 
 class TokenFile:
@@ -129,15 +129,15 @@ class Tokens:
         self._lock = threading.Lock()
 
     def _read(self, known: Sequence[Token]) -> list[Token]:
-        """The tokens, with the ends that are `known` of them."""
+        """The tokens; those that are `known` end as they did."""
         ends = {(each.digest, each.until): each.ends for each in known}
         rows = self._database.query("SELECT digest, name, role, made, maker, until FROM tokens ORDER BY name, made")
         found = [self._first, *(Token(*row) for row in rows)]
         return [replace(each, ends=ends.get((each.digest, each.until), self._end(each.until))) for each in found]
 
     def _end(self, until: float | None) -> float:
-        """`until` by the clock that is never set: the wall clock counts only from one process to the next."""
-        left = INFINITE if until is None else min(until - self._clock.now(), MOST_OVERLAP)
+        """`until` by the monotonic clock; the wall clock, which may be set, counts only between processes."""
+        left = math.inf if until is None else min(until - self._clock.now(), MOST_OVERLAP)
         return self._clock.monotonic() + left
 
     def caller(self, authorization: str | None) -> Caller | None:

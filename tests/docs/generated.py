@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -283,10 +284,17 @@ def _bases(module: str, node: ast.ClassDef) -> Iterator[tuple[str, ast.ClassDef]
 def _signature(module: str, node: Defined) -> str:
     if isinstance(node, ast.FunctionDef):
         return _called(node, node.name)
-    made = next((each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__"), None)
+    made = _constructor(module, node)
     if made is not None:
         return _called(made, node.name, bound=True).removesuffix(" -> None")
     return _wrapped(node.name, _fields(module, node), "")
+
+
+def _constructor(module: str, node: ast.ClassDef) -> ast.FunctionDef | None:
+    """The `__init__` of a class, or that of the first of its bases that has one."""
+    own = (each for each in node.body if isinstance(each, ast.FunctionDef) and each.name == "__init__")
+    inherited = (_constructor(base, each) for base, each in _bases(module, node))
+    return next(filter(None, chain(own, inherited)), None)
 
 
 def _fields(module: str, node: ast.ClassDef) -> list[str]:
@@ -301,7 +309,7 @@ def _fields(module: str, node: ast.ClassDef) -> list[str]:
 
 
 def _decorator(node: ast.FunctionDef) -> str:
-    names = [ast.unparse(each) for each in node.decorator_list]
+    names = [ast.unparse(each).removeprefix("cached_") for each in node.decorator_list]
     return next((f"{name} " for name in ("property", "classmethod", "staticmethod") if name in names), "")
 
 

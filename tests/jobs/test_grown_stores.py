@@ -75,7 +75,7 @@ def test_the_error_names_outputs_rows_and_store_and_what_it_tells_to_do_works(tm
     outputs = [tmp_path / "last", tmp_path / "tonight"]
     job = Job(str(store), str(outputs[1]), rows=(90, None))
     run(job)
-    said = r"tonight: layer fc: rows 90:95 are counted in .*last, too, .*`rows: \"95:\"`.*merge with --different-stores"
+    said = r"tonight: layer fc: rows 90:95 are counted in .*last, too, .*`rows: \"95:\"`.*add --different-stores"
     with pytest.raises(MismatchError, match=said):
         merge(outputs, tmp_path / "both")
     assert merge(outputs, tmp_path / "of-two", different_stores=True)["fc"].rows == 105

@@ -218,6 +218,6 @@ def test_samples_of_another_version_of_the_model_are_refused(
     command = ["run", f"{recorded}/job.yaml", "--until-stable", "1", "--bits", "4", "--model"]
     assert main([*command, f"{recorded}/retrained.onnx"]) == 2
     said = capsys.readouterr().err
-    assert "was recorded with another weight than it has in" in said
+    assert "is not the one that was recorded (the fingerprint is" in said
     assert "run without --until-stable" in said
     assert main([*command, f"{recorded}/float.onnx"]) in (0, 3)

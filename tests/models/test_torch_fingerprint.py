@@ -52,7 +52,7 @@ def test_correctors_of_another_version_of_the_model_are_refused(tmp_path: Path) 
     one_line(
         lambda: apply_correctors(later, quantized, tmp_path / "out"),
         MismatchError,
-        "layer 0 was recorded with another weight than it has in the Sequential that is given",
+        "the weight of layer 0 in the Sequential that is given is not the one that was recorded",
         *(fingerprints(each).weights["0"][:18] for each in (model, later)),
         "`other_weights=True`",
     )
@@ -183,6 +183,6 @@ def test_a_result_says_that_another_model_was_counted(tmp_path: Path) -> None:
     meter.save(tmp_path / "out")
     later = retrained(model)
     done = correct(later, rounded(later), tmp_path / "out", other_weights=True)
-    said = "layer 0 was recorded with another weight than it has in the Sequential that is given"
+    said = "the weight of layer 0 in the Sequential that is given is not the one that was recorded"
     assert said in done.provenance()["other_weights"]
     assert correct(model, rounded(model), tmp_path / "out").provenance()["other_weights"] is None

@@ -77,7 +77,7 @@ def test_the_corrected_model_is_that_of_the_command_line(
 
 def test_it_is_judged_and_reported(service: Served, client: ss.Client, files: dict[str, Path]) -> None:
     inputs = uploaded(client, files, "model", "samples", "quantized", "held_out", "labels")
-    found = client.wait(client.submit({"kind": "onnx", **inputs, "do_no_harm": True}).id)
+    found = client.wait(client.submit({"kind": "onnx", **inputs}).id)
     assert found.state == "done", found.message
     with service.http() as http:
         page = http.get(f"/api/v1/jobs/{found.id}/report").text

@@ -280,8 +280,8 @@ def test_a_correction_leads_with_accuracy_and_sqnr(page: Page, service: Served, 
         expect(result.locator("div").filter(has=page.get_by_text(kind, exact=True)).last).to_contain_text(
             f"{before} → {after}".replace("-", "−")
         )
-    verdict = "beyond chance" if judged["accuracy_gain"]["corrected"]["clear"] else "which may be chance"
-    expect(result).to_contain_text(f"points, {verdict}")
+    verdict = "is beyond chance" if judged["accuracy_gain"]["corrected"]["clear"] else "may be chance"
+    expect(result).to_contain_text(f"points, which {verdict}")
     expect(result).to_contain_text("16 held-out samples")
     with page.expect_download() as waiting:
         result.get_by_role("button", name="Download the model").click()

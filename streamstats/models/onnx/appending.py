@@ -44,12 +44,12 @@ def in_store(
 
 
 def tell_unmatched(targets: Sequence[Target], store: str | Path, part: str, progress: Progress) -> None:
-    """Say so if samples are to be appended to `store`, or its `part`, and it has other layers only."""
+    """Warn if samples are to be appended to `store`, or its `part`, and it has other layers only."""
     known = stored_readers(store, part)
     if known and not any(target.stored for target in targets):
         progress.say(
-            f"warning: {store} holds none of the layers that are recorded, but {listed(known)}; they are added as new "
-            "ones"
+            f"warning: {store} holds none of these layers, only {listed(known)}; the layers of this model are added "
+            "to them"
         )
 
 
@@ -60,7 +60,7 @@ def _check_names(store: str | Path, part: str, known: Mapping[str, str], wanted:
         stored = stored_layer(store, array, part)
         for layer, weight in () if stored is None else stored.weights:
             weights.setdefault(layer, []).append(weight)
-    check_names(str(store), weights, wanted.fingerprints, wanted.path)
+    check_names(store, weights, wanted.fingerprints, wanted.path)
 
 
 def _by_array(target: Target, known: Mapping[str, str]) -> list[Target]:

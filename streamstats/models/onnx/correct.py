@@ -17,7 +17,7 @@ from ...progress import QUIET, Progress, Stage
 from ...ranges.finding import MINMAX
 from ...storage.files import remove_folder, write_bytes
 from ..advice import ON_COMMAND_LINE, Advice
-from ..fingerprints import check_recorded
+from ..fingerprints import check_recorded, recorded_in
 from ..harm import TRIALS, WORSE, Trials, tell, without
 from ..judgement import BY_MOMENTS, CALIBRATED, CORRECTED, ONE_PASS, UNCORRECTED, Judgement
 from ..linear import LayerCorrection
@@ -337,7 +337,7 @@ class _Correcting:
             self.progress.say(
                 f"warning: the inputs of layer {found.layer} differ in size: the largest mean of a channel is "
                 f"{found.calibrated:.3g} over {source}, but {found.held_out:.3g} over {held_out.samples}; check the "
-                "preprocessing: both need the one that the model gets in use"
+                "preprocessing: both need that of the model in use"
             )
 
     def _written(
@@ -439,15 +439,16 @@ def _with_means(
 ) -> _Correcting:
     """The correction of `subject`; each that is plainer has those after it as plainer ones."""
     differs = check_recorded(
-        Path(correctors),
-        [layer.name for layer in subject.layers],
+        correctors,
+        recorded_in(Path(correctors)),
         fingerprints(subject.original),
         subject.name,
         how.advice.other_weights,
+        layers=[layer.name for layer in subject.layers],
         other_weights=how.other_weights,
     )
     if differs:
-        progress.say(f"warning: {differs}; the means of that model are used nevertheless")
+        progress.say(f"warning: {differs}; the recorded means are used nevertheless")
     others: list[_Correcting] = []
     for each in (*reversed(plainer), subject):
         method = _from_means(each, Path(correctors), how, progress, differs)

@@ -25,9 +25,10 @@ NO_WEIGHTS = ("INT64", "INT32", "BOOL", "STRING")
 
 
 def fingerprint(model: onnx.ModelProto) -> str:
-    """The fingerprint over all constants of several elements that something reads; exporters move single numbers.
+    """The fingerprint of `model`, over all constants that something reads and that have several elements.
 
-    Matrices count as [inputs, outputs], whether a Gemm reads them so or transposed.
+    Single numbers do not count, because exporters move them. Matrices count as [inputs, outputs], whether a Gemm reads
+    them so or transposed.
     """
     onnx = require("onnx", "onnx")
     skipped = {getattr(onnx.TensorProto, name) for name in NO_WEIGHTS}

@@ -27,8 +27,8 @@ Float64Array = npt.NDArray[np.float64]
 BATCH = 64
 """How many samples are read at a time."""
 FARTHEST = 3.0
-"""How many times the largest value of some samples the mean of a channel may be in others. In samples of one kind, it
-exceeds 1 only if there are hardly any values; a missing division by 255 makes it tens."""
+"""How large the mean of a channel may be, as a multiple of the largest value of the other samples. Samples of one kind
+exceed 1 only if there are hardly any values; without the division by 255, they exceed 10."""
 
 
 def shared(held_out: Samples, calibration: Samples) -> int:

@@ -41,7 +41,7 @@ class ModelRun:
         do not fill such batches.
         """
         if batch_size < 1:
-            raise UsageError(f"batch_size is {batch_size}; expected at least 1")
+            raise UsageError(f"the batch size is {batch_size}; expected at least 1")
         fixed = fixed_batch(session, given.axes)
         for first, end in pairwise(given.starts):
             if fixed is not None and (end - first) % fixed:

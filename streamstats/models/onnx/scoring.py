@@ -89,7 +89,7 @@ def scored(command: str, model: Path) -> float:
         ends = "; it printed nothing" if not printed else "; its output ends with:\n" + "\n".join(printed[-LAST_LINES:])
         raise UsageError(
             f"{words[0]} printed no score; expected a finite number as a word of its own on the last line, such as "
-            f"“accuracy: 0.93”{ends}"
+            f"`accuracy: 0.93`{ends}"
         )
     return score
 

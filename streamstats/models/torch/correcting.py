@@ -19,7 +19,7 @@ from ...errors import MismatchError, UsageError, listed
 from ...layouts import TRANSPOSED, Geometry
 from ...outputs.results import Results, open_results
 from ..advice import IN_TORCH
-from ..fingerprints import check_recorded
+from ..fingerprints import check_recorded, recorded_in
 from ..linear import (
     EXACT,
     NEVER_QUANTISED,
@@ -106,11 +106,12 @@ def planned(
     loose = loose_parameters(model, layers)
     own = {*(each.name for each in layers), *(each.name for each in loose)}
     differs = check_recorded(
-        Path(correctors),
-        [name for name in results.layers if name in own],
+        correctors,
+        recorded_in(Path(correctors)),
         fingerprints(model),
         f"the {type(model).__name__} that is given",
         IN_TORCH.other_weights,
+        layers=[name for name in results.layers if name in own],
         other_weights=other_weights,
     )
     if own.isdisjoint(results.layers):

@@ -86,7 +86,7 @@ def correct(
     _check(held_out, iterative, trials, judges=do_no_harm or fail_if_worse)
     own = planned(model, quantized, correctors, account, other_weights=other_weights)
     if own.differs:
-        progress.say(f"warning: {own.differs}; the means of that model are used nevertheless")
+        progress.say(f"warning: {own.differs}; the recorded means are used nevertheless")
     judge = None if held_out is None else Judge(model, own.plan, held_out, progress)
     if judge is not None and iterative is not None:
         _tell_repeated(judge, iterative, progress)

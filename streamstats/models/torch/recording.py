@@ -6,9 +6,10 @@ What the model computes, and whether it runs, stays as it is; what was not recor
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,23 +40,10 @@ LOOKUPS = ("Embedding", "EmbeddingBag")
 class ModelMeter(Meter):
     """A `Meter` of the layers of a model; `account` says what was measured of each, once the block has ended."""
 
-    def __init__(
-        self,
-        statistics: Collection[str] = (),
-        *,
-        name: str = "torch",
-        nonfinite: str = "error",
-        model_fingerprint: str = "",
-        weight_fingerprints: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(
-            statistics,
-            name=name,
-            nonfinite=nonfinite,
-            model_fingerprint=model_fingerprint,
-            weight_fingerprints=weight_fingerprints,
-        )
-        self.account = Account()
+    @cached_property
+    def account(self) -> Account:
+        """What was measured of each layer."""
+        return Account()
 
 
 @contextmanager

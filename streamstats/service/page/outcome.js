@@ -102,7 +102,7 @@ function pointsGained({ accuracy_gain: gains }) {
   const gain = gains?.[AFTER];
   if (!gain) return null;
   const [points, error] = [gain.difference, gain.standard_error].map((share) => (100 * share).toFixed(1).replace("-", "−"));
-  return `gain ${points} ± ${error} points, ${gain.clear ? "beyond chance" : "which may be chance"}`;
+  return `gain ${points} ± ${error} points, which ${gain.clear ? "is beyond chance" : "may be chance"}`;
 }
 
 /** What to know of all figures, and what to do about it, as the report says it. */

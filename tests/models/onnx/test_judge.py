@@ -157,8 +157,8 @@ def test_figures_of_a_model_that_rounds_on_the_fly_say_of_which_batches_they_are
     assert len({*found.values()}) == 3
     assert main(given) == 0
     said = capsys.readouterr().err
-    assert "batches of 8 samples; choose them with --batch-size\n" in said
-    assert f"not judged by its own outputs: one, two: {UNKNOWN}\n" in said
+    assert "batches of 8 samples; choose another with --batch-size\n" in said
+    assert f"not judged by their own outputs: one, two: {UNKNOWN}\n" in said
     assert f"Not judged: one, two. T{UNKNOWN[1:]}." in (folder / "fixed.report.html").read_text()
     assert judged(folder).judgement.batches == ""
     assert main([*models, "--correctors", f"{folder}/out", "--batch-size", "4"]) == 2

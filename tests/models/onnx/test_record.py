@@ -327,7 +327,7 @@ def test_requests_to_record_that_make_no_sense_are_refused_in_one_line(network: 
         return lambda: record(network.path, tmp_path / "x.npy", tmp_path / "store", **options)
 
     one_line(attempt(storage="int4"), UsageError, "storage is 'int4'; expected one of float, int8")
-    one_line(attempt(batch_size=0), UsageError, "batch_size is 0")
+    one_line(attempt(batch_size=0), UsageError, "the batch size is 0")
     one_line(attempt(layers=["nothing*"]), UsageError, "match nothing*", "conv, rows, head/fc")
     assert not (tmp_path / "store").exists()
 
