@@ -16,7 +16,7 @@ from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import CountedSource
 from ..outputs.manifest import read_manifest
 from ..outputs.results import read_states
-from ..outputs.resuming import check_same_job
+from ..outputs.resuming import check_same_job, made_anew
 from ..outputs.several import stores_before, with_arrays
 from ..progress import QUIET, Progress
 from .job import Job, checked_job, wanted_rows
@@ -93,10 +93,10 @@ def _read_again(
 
 def _differences(arrays: Sequence[Layer], state: LayerStatistics, found: LayerStatistics) -> Iterator[Problem]:
     """What has changed since `state` was counted; `found` are the statistics that the same rows give now."""
-    others = [array for array in arrays if state.at(array.address).fingerprint != array.fingerprint]
+    told = {array: made_anew(array, state.at(array.address)) for array in arrays}
+    others = [array for array, what in told.items() if what is not None]
     for array in others:
-        changed = "dtype, sample shape, chunks or codecs have changed since they were counted"
-        yield Problem(array.name, (0, array.rows), changed)
+        yield Problem(array.name, (0, array.rows), f"{told[array]} since it was counted")
     same_rows = not others and state.covered == found.covered
     differing = state.statistics.differing(found.statistics) if same_rows else []
     for layer in arrays:

@@ -31,6 +31,7 @@ from .ledger import (
 from .manifest import check_not_newer
 from .results import excluded_rows, read_states
 from .several import check_not_merged, excluded_of, stores_before, with_arrays
+from .stores import were_made_apart
 
 NO_COPY = "what was counted can only be kept for the same store, or a copy of it"
 
@@ -97,8 +98,8 @@ class Resuming:
         self.noticed.redescribed.extend((state.layer, said) for said in redescribed(arrays[0], state))
         state = _described(arrays, state)
         for layer in arrays:
-            if state.at(layer.address).fingerprint != layer.fingerprint:
-                state = self._stored_anew(layer, state)
+            if (what := made_anew(layer, state.at(layer.address))) is not None:
+                state = self._accept_anew(layer, state, what)
         state, changed = compared_with_store(arrays, state)
         for layer in arrays:
             state = with_source(state, self._checked(layer, state.at(layer.address), changed[layer.name]))
@@ -133,15 +134,17 @@ class Resuming:
         self.noticed.copies.extend(copies)
         return rows_of(others)
 
-    def _stored_anew(self, layer: Layer, state: LayerStatistics) -> LayerStatistics:
-        """`state` for an array that is stored in another way: what was counted of it is accepted, or `DataError`."""
+    def _accept_anew(self, layer: Layer, state: LayerStatistics, what: str) -> LayerStatistics:
+        """`state` for an array in the place of the one that was counted: accept its rows, or raise as `load`.
+
+        `what` happened to the array.
+        """
         if self.moved and self.accept_changes:
-            said = f"layer {layer.name} of {layer.store} is stored in another way; {NO_COPY}"
+            said = f"layer {layer.name} of {layer.store}: {what} since it was counted; {NO_COPY}"
             raise UsageError(said, WayOut.RESTART, WayOut.ELSEWHERE)
         if not self.accept_changes:
             raise DataError(
-                f"layer {layer.name}: its dtype, sample shape, chunks or codecs have changed since it was counted"
-                f"{f'; {layer.store} {MOVED}' if self.moved else ''}",
+                f"layer {layer.name}: {what} since it was counted{f'; {layer.store} {MOVED}' if self.moved else ''}",
                 WayOut.RESTART,
                 WayOut.ELSEWHERE if self.moved else WayOut.ACCEPT,
             )
@@ -151,6 +154,15 @@ class Resuming:
         for start, stop in before.covered.ranges:
             found = found.count(_unmeasured(layer, (start, stop)))
         return with_source(without_tail(state), found)
+
+
+def made_anew(layer: Layer, source: CountedSource) -> str | None:
+    """What says that `layer` is another array than the one that was counted; None if nothing does."""
+    if source.fingerprint != layer.fingerprint:
+        return "its dtype, sample shape, chunks or codecs have changed"
+    if source.covered and were_made_apart(source.uuid, layer.uuid):
+        return "it was recorded anew"
+    return None
 
 
 def compared_with_store(

@@ -57,7 +57,7 @@ def _places(store: str) -> tuple[str, ...]:
 
 def from_one(left: CountedSource, right: CountedSource) -> bool | None:
     """Whether both were counted from one array; None if nothing proves it, and nothing proves the contrary."""
-    if left.fingerprint != right.fingerprint:
+    if left.fingerprint != right.fingerprint or were_made_apart(left.uuid, right.uuid):
         return False
     mine, theirs = in_both(left.files, right.files)
     if not len(mine):
@@ -70,12 +70,15 @@ def from_one(left: CountedSource, right: CountedSource) -> bool | None:
     full = min(full_files(left), full_files(right))
     rewritten = (sampled & ~copied(mine, theirs))[:full].any()
     if left.uuid and right.uuid:
-        if left.uuid != right.uuid:
-            return False
         return None if rewritten else True  # a copy that somebody wrote into has the UUID, too
     if rewritten:
         return False
     return None if _may_lie_together(left, right) or not known.any() else False
+
+
+def were_made_apart(left: str, right: str) -> bool:
+    """Whether the UUIDs of two arrays prove that they are not one, nor copies of one."""
+    return bool(left and right) and left != right
 
 
 def _may_lie_together(left: CountedSource, right: CountedSource) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import zarr
 from stores import Array, build_store, samples
@@ -18,10 +19,12 @@ from stores import Array, build_store, samples
 from streamstats.calibration.recorder import Recorder
 from streamstats.errors import DataError, MismatchError
 from streamstats.jobs.compare import compare
+from streamstats.jobs.forget import forget
 from streamstats.jobs.job import Job
 from streamstats.jobs.merge import merge
 from streamstats.jobs.run import run
 from streamstats.jobs.status import status
+from streamstats.jobs.verify import verify
 from streamstats.outputs.manifest import Manifest, read_manifest
 from streamstats.outputs.results import read_states, write_results
 from streamstats.outputs.stores import from_one, located
@@ -207,12 +210,9 @@ def test_a_uuid_tells_a_store_that_was_moved_after_it_has_grown(tmp_path: Path) 
     grown(tmp_path, with_uuid).rename(tmp_path / "b.zarr")
     for rows in ((90, None), (95, None)):
         run(Job(str(tmp_path / "b.zarr"), str(tmp_path / str(rows[0])), rows=rows))
-    said = r"rows 90:95 are counted in .*last, too, from the same store; .* count only the rows added .*`rows: \"95:\"`"
-    with pytest.raises(MismatchError, match=said) as told:
-        merge([tmp_path / "last", tmp_path / "90"], tmp_path / "both")
-    assert "--different-stores" not in str(told.value)
-    with pytest.raises(MismatchError, match="from the same store"):
-        merge([tmp_path / "last", tmp_path / "90"], tmp_path / "both", different_stores=True)
+    for different in (False, True):
+        with pytest.raises(MismatchError, match=r"rows 90:95 are counted in both; .*, as with `rows: \"95:\"`"):
+            merge([tmp_path / "last", tmp_path / "90"], tmp_path / "both", different_stores=different)
     assert merge([tmp_path / "last", tmp_path / "95"], tmp_path / "both")["fc"].covered == ((0, 100),)
 
 
@@ -227,6 +227,24 @@ def test_a_copy_that_somebody_wrote_into_may_be_one_store_or_another(tmp_path: P
     with pytest.raises(MismatchError, match=r"rows 0:10 are counted in .*nothing proves"):
         merge(outputs, tmp_path / "both")
     assert merge(outputs, tmp_path / "both", different_stores=True)["fc"].rows == 20
+
+
+def test_a_store_that_was_recorded_anew_is_not_counted_into_what_was_counted_before(tmp_path: Path) -> None:
+    """It is longer, and its only chunk had room for more: without UUIDs, its rows are those that were appended."""
+    store, job = tmp_path / "a.zarr", Job(str(tmp_path / "a.zarr"), str(tmp_path / "out"))
+    for rows, value in ((100, 1.0), (200, 5.0)):
+        shutil.rmtree(store, ignore_errors=True)
+        with_uuid(store, np.full((rows, 8), value, np.float32))
+        if value == 1:
+            run(job)
+    with pytest.raises(
+        DataError, match=r"^layer fc: it was recorded anew since it was counted; count every"
+    ):
+        run(job)
+    with pytest.raises(DataError, match="it was recorded anew"):
+        forget(job, (0, 1))
+    assert [each.problem for each in verify(job)] == ["it was recorded anew since it was counted"]
+    assert run(job, restart=True).statistics["fc"].mean.tolist() == [5.0] * 8
 
 
 @pytest.mark.parametrize("uuid", ["", "0" * 31, "G" * 32, 7, None, ["0" * 32]], ids=str)
