@@ -302,8 +302,10 @@ class Service:
         if stored is None or stored.rows < batch.stop:
             raise ConflictError(f"the batch with the key {key} is still being written; withdraw it again later")
         self.stores.withdraw(name, batch)
-        after = self.stores.last_jobs(name).get(layer, 0)
-        jobs = self.jobs.outdate(OWN + name, partial(self.table.counted, OWN + name, self.stores.identity(name), after))
+        source, after = OWN + name, self.stores.last_jobs(name).get(layer, 0)
+        ended = self.jobs.outdate(source, partial(self.table.counted, source, self.stores.identity(name), after))
+        rows = {layer: Coverage.of([(batch.start, batch.stop)])}
+        jobs = [job for job in ended if counts(self.jobs.folder(job), rows)]
         return WithdrawnView(batch=self.stores.batches.get(name, layer, key), jobs=jobs)
 
     def forget(self, job: str) -> JobView:
