@@ -56,8 +56,7 @@ ON_COMMAND_LINE = Advice(
     harm="--do-no-harm",
     judge="--held-out",
     precision=(
-        ". To estimate it, set `statistics: [spread]` in the configuration of the run, count two samples or more, and "
-        "give the models"
+        ". To estimate it, set `statistics: [spread]` in the configuration of the run, and count two samples or more"
     ),
     caveat="judge the model as you run it, with --score, and if it is worse, quantise with reduce_range=True",
     other_weights="add --other-weights",

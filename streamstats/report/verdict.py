@@ -165,6 +165,10 @@ def _of_harm(harmful: Sequence[str], advice: str) -> str:
 
 def _of_samples(report: Mapping[str, Any]) -> str:
     known = {name: each for name, each in report["precision"].items() if each["error_in_steps"] is not None}
+    if report["output"] is None:
+        return "The precision of corrections from mean outputs is not estimated."
+    if report["correction"] is None:
+        return "The precision of corrections is estimated from the models; give them (--model, --quantized or --bits)."
     if not known:
         return f"The precision of the corrections is unknown{report['advice']['precision']}."
     name, worst = max(known.items(), key=lambda each: float(each[1]["error_in_steps"]))
