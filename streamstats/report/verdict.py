@@ -201,8 +201,15 @@ def _of_few(report: Mapping[str, Any]) -> list[str]:
 
 
 def figure(value: float | None) -> str:
-    """Three significant digits; a dash for a value that is unknown."""
-    return "–" if value is None or value != value else f"{value:.3g}"
+    """Three significant digits, without an exponent from 0.0001 to a million; a dash for a value that is unknown.
+
+    >>> figure(0.00123), figure(999.7), figure(1036.0), figure(None)
+    ('0.00123', '1000', '1040', '–')
+    """
+    if value is None or value != value:
+        return "–"
+    digits = f"{value:.3g}"
+    return f"{float(digits):.0f}" if 1000 <= abs(float(digits)) < 1e6 else digits
 
 
 def or_nan(value: float | None, instead: float = math.nan) -> float:
