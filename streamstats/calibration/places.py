@@ -57,9 +57,17 @@ class Place:
 
 
 def places_of(source: str | Path | Sequence[str | Path], *, follow_links: bool = True) -> list[Place]:
-    """The places of the store at `source`, or of several. Raises as `Source.find`, `UsageError` for one named twice."""
+    """The places of the store at `source`, or of several.
+
+    Raises as `Source.find`, and `UsageError` for a store named twice, and for what is no name of a store.
+    """
     if isinstance(source, str | Path):
         return _places(source_of(source, follow_links=follow_links), "")
+    if not isinstance(source, Sequence) or not all(isinstance(each, str | Path) for each in source):
+        raise UsageError(
+            f"the source is a {type(source).__name__}; expected the path or URL of a store, or a list of them; to "
+            "count arrays in memory, append them to a `Meter`"
+        )
     stores = [str(each) for each in source]
     _check_stores(stores)
     places = []

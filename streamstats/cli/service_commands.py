@@ -8,14 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.filesize import decimal
 
-from ..errors import DONE, FAILURE, INCOMPLETE, UsageError, require
+from ..errors import DONE, FAILURE, INCOMPLETE, UsageError, counted, listed, require
 from ..progress import OF_ALL_LAYERS, Stage
 from .commands import check_follow
 from .progress import Shown
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..service.client import Client
     from ..service.messages import IngestView, JobSummary, StoreView
 
+Answer = TypeVar("Answer")
 STATUS_OF = {"done": DONE, "incomplete": INCOMPLETE, "failed": FAILURE, "cancelled": FAILURE}
 """The exit status that follows from the state of a job that has ended; of a failed one, unless the service knows it."""
 DESCRIBED = {
@@ -230,12 +231,26 @@ def send(options: Namespace) -> None:
     given = {name: getattr(options, name) for name in ("quantization", "geometry")}
     about = {name: parsed(name, text) for name, text in given.items() if text is not None}
     with client_of(options) as client:
-        answers = [(name, _sent(client, options, name, about)) for name in options.files]
+        answers = _for_each(options.files, lambda name: _sent(client, options, name, about), "sent")
     if options.json:
         print_json({"sent": [{"file": name, **each.model_dump()} for name, each in answers]})
         return
     rows = [[name, f"{each.start}:{each.stop}", "sent before" if each.repeated else ""] for name, each in answers]
     print_table(["file", "rows", "note"], rows, ends_in_text=True)
+
+
+def _for_each(names: Sequence[str], ask: Callable[[str], Answer], done: str) -> list[tuple[str, Answer]]:
+    """What `ask` gives for each of `names`; if it raises, a message names those that were `done` before."""
+    found: list[tuple[str, Answer]] = []
+    try:
+        for name in names:
+            answer = ask(name)
+            found.append((name, answer))
+        return found
+    finally:
+        if found and len(found) < len(names):
+            were = "was" if len(found) == 1 else "were"
+            say(f"{len(found):,} of {counted(len(names), 'file')} {were} {done}: {listed(name for name, _ in found)}")
 
 
 def _sent(client: Client, options: Namespace, name: str, about: Mapping[str, Any]) -> IngestView:
@@ -259,7 +274,9 @@ def withdraw(options: Namespace) -> None:
         raise UsageError("name what was sent by its files or by --key")
     keys = {options.key: options.key} if options.key else {name: _key_of(name) for name in options.files}
     with client_of(options) as client:
-        found = {name: client.withdraw(options.store, options.layer, key) for name, key in keys.items()}
+        found = dict(
+            _for_each(list(keys), lambda name: client.withdraw(options.store, options.layer, keys[name]), "withdrawn")
+        )
         jobs = sorted({job for each in found.values() for job in each.jobs})
         for job in jobs:
             say(f"job {job} {_forgets(client, job) if options.forget else 'may have counted them; see --forget'}")

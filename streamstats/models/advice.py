@@ -6,23 +6,29 @@ arguments.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from ..errors import either
 
 LAST_RESORT = "; if nothing helps, check the calibration samples: preprocessing, kind and number"
 """What to do at last about a corrected model that is worse than the quantised one."""
+QUANTISE = "quantise the float model less coarsely (a step per output channel, more bits)"
+"""What to do about a model that another quantiser wrote, whose steps stay as they are."""
 
 
 @dataclass(frozen=True)
 class Advice:
     """What to do, as the end of a sentence.
 
-    `worse` is about a corrected model that is worse than the quantised one, `samples` about corrections that few
-    samples decide, `precision` about a precision that is unknown, `caveat` about the caveat of a judgement, and
-    `other_weights` about statistics of a model with other weights. `harm` names the option that tries the network
-    without each correction, `judge` the one that compares models.
+    `staged` corrects layer by layer, and `finer` rounds weights less coarsely, where they are rounded here. `samples`
+    is about corrections that few samples decide, `precision` about a precision that is unknown, `caveat` about the
+    caveat of a judgement, and `other_weights` about statistics of a model with other weights. `harm` names the option
+    that tries the network without each correction, `judge` the one that compares models. `worse` is about a corrected
+    model that is worse than the quantised one; it is empty until `after` tells.
     """
 
-    worse: str
+    staged: str
+    finer: str
     harm: str
     judge: str
     precision: str
@@ -32,27 +38,34 @@ class Advice:
         "check the calibration samples: they need the preprocessing that the model gets in use (scale, mean, order of "
         "channels), inputs of the same kind as the held-out ones, and enough of them"
     )
+    worse: str = ""
+
+    def after(self, *, staged: bool, harmless: bool, rounded: bool) -> Advice:
+        """The same with `worse`, which names nothing that was tried or that does not apply.
+
+        A model that is corrected layer by layer is `staged`; one without the corrections that do harm is `harmless`.
+        A model that was not `rounded` here is for its quantiser to round.
+        """
+        untried = [] if staged else [f"correct layer by layer ({self.staged})"]
+        untried += [] if harmless else [f"leave out what does harm ({self.harm})"]
+        last = f"round less coarsely ({self.finer})" if rounded else QUANTISE
+        return replace(self, worse=either([*untried, last]) + LAST_RESORT)
 
 
 ON_COMMAND_LINE = Advice(
-    worse=(
-        "correct layer by layer (--iterative), leave out what does harm (--do-no-harm), or round less coarsely "
-        "(--weight-range mse, --rounding gram, --per-channel, more bits)" + LAST_RESORT
-    ),
+    staged="--iterative",
+    finer="--weight-range mse, --rounding gram, --per-channel, more bits",
     harm="--do-no-harm",
     judge="--held-out",
     precision=(
-        ". To estimate it, set `statistics: [spread]` in the configuration of the run, count two samples or more, and "
-        "give the models"
+        ". To estimate it, set `statistics: [spread]` in the configuration of the run, and count two samples or more"
     ),
     caveat="judge the model as you run it, with --score, and if it is worse, quantise with reduce_range=True",
     other_weights="add --other-weights",
 )
 IN_A_JOB = Advice(
-    worse=(
-        "correct layer by layer (`iterative`), leave out what does harm (`do_no_harm`), or round less coarsely "
-        "(`weight_range: mse`, `per_channel`, more bits)" + LAST_RESORT
-    ),
+    staged="`iterative`",
+    finer="`weight_range: mse`, `per_channel`, more bits",
     harm="`do_no_harm`",
     judge="`held_out`",
     precision="; it takes two samples or more",
@@ -60,10 +73,8 @@ IN_A_JOB = Advice(
     other_weights="submit the job again, which measures the model that it corrects",
 )
 IN_TORCH = Advice(
-    worse=(
-        "correct layer by layer (`iterative`), leave out what does harm (`do_no_harm`), or round less coarsely (steps "
-        "per channel, more bits)" + LAST_RESORT
-    ),
+    staged="`iterative`",
+    finer="steps per channel, more bits",
     harm="`do_no_harm`",
     judge="`held_out`",
     precision=": that of torch models is not estimated",

@@ -120,7 +120,7 @@ def _union(layer: str, left: CountedSource, right: CountedSource) -> CountedSour
     if twice:
         raise MismatchError(
             f"layer {layer}: rows {twice} are counted in both; expected each row once; merge outputs of different "
-            f'stores, of meters of different names, or of different rows, as with `rows: "{twice.stop}:"` in one of them'
+            f'stores, of meters of different names, or of different rows, as with `rows: "{twice.stop}:"` in one'
         )
     if left.mask != right.mask:
         raise MismatchError(

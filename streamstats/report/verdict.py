@@ -165,6 +165,10 @@ def _of_harm(harmful: Sequence[str], advice: str) -> str:
 
 def _of_samples(report: Mapping[str, Any]) -> str:
     known = {name: each for name, each in report["precision"].items() if each["error_in_steps"] is not None}
+    if report["output"] is None:
+        return "The precision of corrections from mean outputs is not estimated."
+    if report["correction"] is None:
+        return "The precision of corrections is estimated from the models; give them (--model, --quantized or --bits)."
     if not known:
         return f"The precision of the corrections is unknown{report['advice']['precision']}."
     name, worst = max(known.items(), key=lambda each: float(each[1]["error_in_steps"]))
@@ -197,8 +201,15 @@ def _of_few(report: Mapping[str, Any]) -> list[str]:
 
 
 def figure(value: float | None) -> str:
-    """Three significant digits; a dash for a value that is unknown."""
-    return "–" if value is None or value != value else f"{value:.3g}"
+    """Three significant digits, without an exponent from 0.0001 to a million; a dash for a value that is unknown.
+
+    >>> figure(0.00123), figure(999.7), figure(1036.0), figure(None)
+    ('0.00123', '1000', '1040', '–')
+    """
+    if value is None or value != value:
+        return "–"
+    digits = f"{value:.3g}"
+    return f"{float(digits):.0f}" if 1000 <= abs(float(digits)) < 1e6 else digits
 
 
 def or_nan(value: float | None, instead: float = math.nan) -> float:

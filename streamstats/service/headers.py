@@ -24,7 +24,7 @@ from .errors import TooLargeError
 
 Judge = Callable[[bytes, int | None], int]
 
-NPY = b"\x93NUMPY"
+NPY, ZIP = b"\x93NUMPY", b"PK\x03\x04"
 LONGEST_NPY_HEADER = 10_000
 NPY_HEADER = (
     r"'descr': *'([<>|=]?[?bhilqBHILQefd]|[<>|=]?[biufc][0-9]{1,2})'",
@@ -57,6 +57,8 @@ class JudgedSamples:
             return LENGTH_BYTES
         if start.startswith(NPY):
             return self._judged_npy(start, whole)
+        if start.startswith(ZIP):
+            raise _no_arrays("it is a zip archive, such as .npz; send each of its arrays as .npy")
         return JudgedTensors(self.most, 1, LONGEST_HEADER_OF_ONE)(start, whole)
 
     def _judged_npy(self, start: bytes, whole: int | None) -> int:

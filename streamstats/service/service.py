@@ -53,7 +53,7 @@ from .notices import Notices
 from .processes import INPUTS, ProcessLimits
 from .retention import LOOK_SECONDS, Retention
 from .runner import REPORT
-from .settings import ServiceConfig
+from .settings import ENDED, ServiceConfig
 from .stores import Stores
 from .tokens import TOKEN, Caller, TokenFile, Tokens
 from .uploads import Uploads
@@ -302,8 +302,10 @@ class Service:
         if stored is None or stored.rows < batch.stop:
             raise ConflictError(f"the batch with the key {key} is still being written; withdraw it again later")
         self.stores.withdraw(name, batch)
-        after = self.stores.last_jobs(name).get(layer, 0)
-        jobs = self.jobs.outdate(OWN + name, partial(self.table.counted, OWN + name, self.stores.identity(name), after))
+        source, after = OWN + name, self.stores.last_jobs(name).get(layer, 0)
+        ended = self.jobs.outdate(source, partial(self.table.counted, source, self.stores.identity(name), after))
+        rows = {layer: Coverage.of([(batch.start, batch.stop)])}
+        jobs = [job for job in ended if counts(self.jobs.folder(job), rows)]
         return WithdrawnView(batch=self.stores.batches.get(name, layer, key), jobs=jobs)
 
     def forget(self, job: str) -> JobView:
@@ -323,11 +325,12 @@ class Service:
 
         Raises `NotFoundError` if the job has none, `GoneError` if the set was replaced.
         """
-        self.table.get(job)
-        folder = self.jobs.folder(job)
+        view, folder = self.table.get(job), self.jobs.folder(job)
         current = published.current(folder)
+        if current is None and view.state in ENDED:
+            raise NotFoundError(f"job {job} ended as {view.state} and has no results: {view.message}")
         if current is None:
-            raise NotFoundError(f"job {job} has no results yet")
+            raise NotFoundError(f"job {job} is {view.state}; it has no results yet")
         wanted = current if number is None else number
         if wanted > current:  # a newer one may be being written
             raise NotFoundError(f"job {job} has no result set {wanted} yet; the current one is {current}")

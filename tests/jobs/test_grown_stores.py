@@ -237,9 +237,7 @@ def test_a_store_that_was_recorded_anew_is_not_counted_into_what_was_counted_bef
         with_uuid(store, np.full((rows, 8), value, np.float32))
         if value == 1:
             run(job)
-    with pytest.raises(
-        DataError, match=r"^layer fc: it was recorded anew since it was counted; count every"
-    ):
+    with pytest.raises(DataError, match=r"^layer fc: it was recorded anew since it was counted; count every"):
         run(job)
     with pytest.raises(DataError, match="it was recorded anew"):
         forget(job, (0, 1))

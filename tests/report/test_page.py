@@ -229,7 +229,7 @@ def test_it_names_channels_that_are_never_active(folder: Path, capsys: pytest.Ca
     text = " ".join(Page((folder / "out" / "report.html").read_text()).text)
     assert "1 channel is never active" in text
     assert "two: 2" in text
-    assert "The precision of the corrections is unknown" in text
+    assert "The precision of corrections is estimated from the models; give them (--model, " in text
 
 
 def test_without_writing_a_model_it_tells_what_the_corrections_would_do(folder: Path) -> None:

@@ -127,6 +127,17 @@ def test_send_counts_each_file_once(run: Run, tmp_path: Path, client: ss.Client)
     assert client.store("sent").layers == {"a/b": 12}
 
 
+def test_of_several_files_it_says_which_were_sent_or_withdrawn_before_an_error(run: Run, tmp_path: Path) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}.npy").write_bytes(npy(np.full((4, 2), number, np.int8)))
+    np.savez(tmp_path / "both.npz", a=np.zeros((4, 2)))
+    sent = run("send", "partly", "l", "0.npy", "1.npy", "both.npz", status=2)
+    assert "2 of 3 files were sent: 0.npy, 1.npy" in sent.stderr
+    assert "it is a zip archive, such as .npz; send each of its arrays as .npy" in sent.stderr
+    withdrawn = run("withdraw", "partly", "l", "1.npy", "both.npz", status=2)
+    assert "1 of 2 files was withdrawn: 1.npy" in withdrawn.stderr
+
+
 @pytest.mark.parametrize(
     ("shape", "options", "said"),
     [

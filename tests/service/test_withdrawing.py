@@ -88,6 +88,15 @@ def test_a_job_that_has_ended_forgets_to_the_byte(client: ss.Client, tmp_path: P
     assert [each.read_bytes() for each in forgot] == [each.read_bytes() for each in never] != []
 
 
+def test_a_job_that_ended_before_a_batch_was_sent_is_not_said_to_have_counted_it(client: ss.Client) -> None:
+    client.ingest("since", "l", BATCHES["a"], key="a")
+    early = client.wait(client.submit({"kind": "run", "source": "store:since"}).id)
+    client.ingest("since", "l", BATCHES["b"], key="b")
+    late = client.wait(client.submit({"kind": "run", "source": "store:since"}).id)
+    assert client.withdraw("since", "l", "b").jobs == [late.id]
+    assert client.withdraw("since", "l", "a").jobs == [early.id, late.id]
+
+
 def test_jobs_on_an_earlier_store_of_the_name_are_not_said_to_have_counted_a_batch(client: ss.Client) -> None:
     jobs = []
     for _ in range(2):

@@ -28,7 +28,7 @@ from ...errors import DataError, UsageError, first_line
 from ...storage.names import METADATA_NAMES
 from ..encoding.content import UNSAMPLED, content_of
 from ..encoding.decoders import Bytes
-from .finding import Found, Names, find_arrays
+from .finding import INTO_A_STORE, Found, Names, find_arrays
 from .gathering import Gathered
 from .identities import MISSING, Identity
 from .links import LinkError, opened_file
@@ -62,7 +62,7 @@ class ArchiveSource:
         if not self._place.has_archive():  # ZipStore would find out only when it reads
             raise UsageError(
                 f"calibration store {self.location} is a file, but not a zip archive; give a zarr group, as a folder, "
-                "a zip archive or a URL"
+                f"a zip archive or a URL; {INTO_A_STORE}"
             )
         return _ArchiveStore(self._place)
 

@@ -26,6 +26,8 @@ DEEPEST = 64
 """Folders inside each other."""
 LONGEST_METADATA = 2**24
 V2_ARRAY, V2_GROUP, V2_ATTRIBUTES, V2_CONSOLIDATED = ".zarray", ".zgroup", ".zattrs", ".zmetadata"
+INTO_A_STORE = "arrays of other formats, such as .npy, go into a store by `Recorder`"
+"""What to do about what is no zarr group at all."""
 
 Document = dict[str, Any]
 
@@ -146,7 +148,7 @@ def _read_root(tree: Tree, location: str) -> Document:
     if not document and V2_GROUP not in files:
         raise UsageError(
             f"{location} is not a zarr group (it has no {V3_METADATA} or {V2_GROUP}); give the folder of a zarr group "
-            "as the source"
+            f"as the source; {INTO_A_STORE}"
         )
     return consolidated
 

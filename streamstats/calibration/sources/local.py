@@ -23,6 +23,8 @@ from .unlinked import UnlinkedStore, UnlinkedTree
 
 OPENING_BYTES = 4 * 2**10
 """Bytes that are decoded in the time that opening a file takes."""
+PATTERN = ", which is no pattern: list the stores that it should name"
+"""What else to do about a store whose path looks like a glob."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class LocalSource:
         """As `Source.zarr_store`."""
         exists = os.path.exists if self.follow_links else os.path.lexists
         if not exists(self.location):
-            raise UsageError(f"calibration store {self.location} does not exist; check `source`")
+            remedy = "check `source`" + (PATTERN if set(self.location) & set("*?[") else "")
+            raise UsageError(f"calibration store {self.location} does not exist; {remedy}")
         return LocalStore(self.location, read_only=True) if self.follow_links else UnlinkedStore(self.location)
 
     def find(self) -> Found:

@@ -109,7 +109,7 @@ class Correction:
     @property
     def advice(self) -> Advice:
         """What a report says to do."""
-        return self.how.advice
+        return _advice(self.subject, self.how)
 
     def precisions(self, statistics: Mapping[str, LayerStatistics]) -> dict[str, Precision]:
         """Layer → how well its correction is known from its statistics, where that can be told."""
@@ -135,6 +135,12 @@ class Correction:
             "do_no_harm": self.how.do_no_harm,
             "other_weights": self.differs or None,
         }
+
+
+def _advice(subject: Subject, how: How) -> Advice:
+    """What to do about a correction of `subject`."""
+    staged = how.layer_by_layer is not None
+    return how.advice.after(staged=staged, harmless=how.do_no_harm, rounded=subject.rounded)
 
 
 def correct(
@@ -304,7 +310,8 @@ class _Correcting:
             self._tell_apart(judge, self.how.held_out)
             chosen = self._chosen(judge)
             model, outcomes, judgement = chosen._judged(judge)
-        tell(judgement, CORRECTED, self.progress, fail=self.how.fail_if_worse, remedy=self.how.advice.worse)
+        remedy = _advice(chosen.subject, self.how).worse
+        tell(judgement, CORRECTED, self.progress, fail=self.how.fail_if_worse, remedy=remedy)
         return chosen._written(model, outcomes, judgement, output, uncorrected)
 
     def _tell_repeated(self, judge: Judge, held_out: HeldOut) -> None:

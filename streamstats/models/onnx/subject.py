@@ -32,6 +32,7 @@ class Subject:
     """A float model and its quantised version: layers of both in `pairs`, all others in `left_out`.
 
     `moves` says, for layers whose input is rounded here, how far that may move the means of the input, as a norm.
+    `rounded` says whether the weights are rounded here, and not by another quantiser.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Subject:
     pairs: Sequence[Pair]
     left_out: Sequence[LeftOut]
     moves: Mapping[str, float] = field(default_factory=dict)
+    rounded: bool = False
 
 
 def fake_quantized(model_path: str | Path, levels: Levels, activations: Activations | None = None) -> Subject:
@@ -61,8 +63,8 @@ def fake_quantized(model_path: str | Path, levels: Levels, activations: Activati
     quantized = round_inputs(levels.put_into(copied(original), on_levels), layers, ranges)
     quantized.metadata_props.add(key=ROUNDED, value=str(levels.bits))
     moves = {name: each.farthest_move for name, each in ranges.items()}
-    name = _named(levels, activations)
-    return Subject(str(model_path), name, original, quantized, layers, on_levels, left_in_float(left_out), moves)
+    name, rest = _named(levels, activations), left_in_float(left_out)
+    return Subject(str(model_path), name, original, quantized, layers, on_levels, rest, moves, rounded=True)
 
 
 def _named(levels: Levels, activations: Activations | None) -> str:

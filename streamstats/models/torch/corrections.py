@@ -36,16 +36,15 @@ KEPT = "the quantised model was not changed"
 
 @dataclass(frozen=True, eq=False)
 class Correction:
-    """What the correction of a torch model came to: the outcome of each layer, and the `judgement`, if any."""
+    """What the correction of a torch model came to: the outcome of each layer, and the `judgement`, if any.
+
+    `advice` is what to do, in the words of Python.
+    """
 
     layers: Sequence[LayerCorrection]
     judgement: Judgement | None
     about: Mapping[str, Any]
-
-    @property
-    def advice(self) -> Advice:
-        """What to do, in the words of Python."""
-        return IN_TORCH
+    advice: Advice
 
     def precisions(self, statistics: Mapping[str, LayerStatistics]) -> dict[str, Precision]:  # noqa: ARG002
         """None: the steps of biases are those of the engine that will run the model."""
@@ -92,13 +91,13 @@ def correct(
         _tell_repeated(judge, iterative, progress)
     once = [each.correction for each in own.plan]
     plan = once if iterative is None else iterative_corrections(own, iterative, progress)
-    judgement = None
+    advice, judgement = IN_TORCH.after(staged=iterative is not None, harmless=do_no_harm, rounded=True), None
     if judge is not None:
         doubtful = _doubts(Path(correctors), own.plan)
         method = _Judged(own, plan, None if iterative is None else once, judge, trials, doubtful, progress)
         plan = method.chosen(do_no_harm)
         judgement = judge.finish()
-        tell(judgement, CORRECTED, progress, fail=fail_if_worse, remedy=IN_TORCH.worse, kept=KEPT)
+        tell(judgement, CORRECTED, progress, fail=fail_if_worse, remedy=advice.worse, kept=KEPT)
     done = own.add({each.layer: each for each in plan})
     mark(quantized, done)
     about = {
@@ -111,7 +110,7 @@ def correct(
         "do_no_harm": do_no_harm,
         "other_weights": own.differs or None,
     }
-    return Correction(done, judgement, about)
+    return Correction(done, judgement, about, advice)
 
 
 def _check(held_out: HeldOut | None, iterative: Iterative | None, trials: int, *, judges: bool) -> None:

@@ -16,6 +16,7 @@ import pytest
 import zarr
 from stores import build_store, described, read, samples
 
+from streamstats.calibration.places import places_of
 from streamstats.calibration.sources.choose import source_of
 from streamstats.errors import DataError, UsageError
 
@@ -52,6 +53,26 @@ def test_a_url_of_a_folder_is_a_store(tmp_path: Path) -> None:
 def test_a_missing_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none\.zarr does not exist; check `source`"):
         source_of(tmp_path / "none.zarr").find()
+
+
+def test_a_pattern_is_refused_with_the_advice_to_list_stores(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"\*\.zarr does not exist; check `source`, which is no pattern: list"):
+        source_of(tmp_path / "*.zarr").find()
+
+
+@pytest.mark.parametrize("source", [{"fc": np.zeros(3)}, np.zeros((3, 4)), [np.zeros((3, 4))]])
+def test_arrays_in_memory_are_no_names_of_stores(source: Any) -> None:
+    with pytest.raises(UsageError, match=r"expected the path or URL of a store, or a list of them; .* a `Meter`"):
+        places_of(source)
+
+
+@pytest.mark.parametrize("name", ["layer.npy", "a folder"])
+def test_arrays_of_numpy_are_refused_with_the_way_into_a_store(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a folder").mkdir()
+    for file in (tmp_path / "layer.npy", tmp_path / "a folder" / "layer.npy"):
+        np.save(file, np.zeros((3, 4)))
+    with pytest.raises(UsageError, match=r"arrays of other formats, such as \.npy, go into a store by `Recorder`"):
+        source_of(tmp_path / name).find()
 
 
 @pytest.mark.parametrize("name", ["store.zip", "store.txt"])

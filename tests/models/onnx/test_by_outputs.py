@@ -306,7 +306,10 @@ def test_the_command_writes_the_model_its_terms_and_a_report(
     assert {each.name for each in tmp_path.glob("fixed.*")} == {
         *("fixed.onnx", "fixed.terms.safetensors", "fixed.report.html", "fixed.report.json")
     }
-    assert "from mean outputs" in (tmp_path / "fixed.report.html").read_text()
+    page = (tmp_path / "fixed.report.html").read_text()
+    assert "from mean outputs" in page
+    assert "The precision of corrections from mean outputs is not estimated." in page
+    assert "set `statistics: [spread]`" not in page  # there is no run to set it for
 
 
 def test_it_is_offered_where_weights_do_not_tell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

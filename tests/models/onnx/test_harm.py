@@ -16,6 +16,7 @@ from streamstats.cli import main
 from streamstats.config import JobConfig
 from streamstats.errors import HarmError, UsageError
 from streamstats.jobs.run import run
+from streamstats.models.advice import ON_COMMAND_LINE
 from streamstats.models.effects import Effect
 from streamstats.models.harm import HARMFUL, UNSURE, WORSE, tell
 from streamstats.models.judgement import Judgement
@@ -115,6 +116,26 @@ def test_the_gain_is_that_of_the_outputs_and_a_worse_model_is_told_before_it_is_
         each.startswith("warning: the corrected model is worse than the quantised one: -") for each in told.messages
     )
     assert (folder / "fixed.onnx").exists()
+
+
+def test_a_worse_model_of_another_quantiser_gets_no_advice_about_options_for_rounding_here(folder: Path) -> None:
+    told = Told()
+    corrected(folder, told)
+    (warning,) = (each for each in told.messages if each.startswith("warning: the corrected model is worse"))
+    assert "--per-channel" not in warning
+    assert "leave out what does harm (--do-no-harm), or quantise the float model less coarsely" in warning
+
+
+@pytest.mark.parametrize(
+    ("tried", "begins"),
+    [
+        ({"staged": False, "harmless": False}, "correct layer by layer (--iterative), leave out what does harm"),
+        ({"staged": True, "harmless": False}, "leave out what does harm (--do-no-harm), or round less coarsely"),
+        ({"staged": True, "harmless": True}, "round less coarsely (--weight-range mse"),
+    ],
+)
+def test_the_advice_about_a_worse_model_does_not_repeat_what_was_tried(tried: dict[str, bool], begins: str) -> None:
+    assert ON_COMMAND_LINE.after(**tried, rounded=True).worse.startswith(begins)
 
 
 def test_a_worse_model_is_not_written_if_the_correction_is_to_fail_then(folder: Path) -> None:
