@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import reduce
+from itertools import groupby
 from pathlib import Path
 
 from ..address import local_path
@@ -80,85 +81,88 @@ def _entries(manifests: Sequence[Manifest], merged: Mapping[str, LayerStatistics
         yield from ((name, entry) for (name, _), entry in found.items())
 
 
+Fingerprints = dict[tuple[str, str, str], tuple[frozenset[str], Path]]
+"""(layer, "model" or "weight", kind) → the fingerprints of that kind, and the output that named them first."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """An `output` that is merged: what was counted of each array, and of each of the `layers` that read them."""
+
+    output: Path
+    states: Mapping[str, LayerStatistics]
+    layers: Mapping[str, LayerStatistics]
+
+    @classmethod
+    def read(cls, output: Path) -> _Part:
+        """Raises `UsageError` for an output without states, `DataError` for a damaged file."""
+        manifest = read_manifest(output)
+        states = {name: located(found, manifest) for name, found in states_in(output, manifest).items()}
+        if not states:
+            raise UsageError(f"{output} has no states; expected the output folder of `streamstats run`")
+        return cls(output, states, {layer: found for found in states.values() for layer in _names(found)})
+
+
 def _merged(outputs: Sequence[Path], *, different_stores: bool, other_weights: bool) -> dict[str, LayerStatistics]:
     merged: dict[str, LayerStatistics] = {}
-    before: dict[Path, dict[str, LayerStatistics]] = {}
-    for each in outputs:
-        manifest = read_manifest(each)
-        states = {name: located(found, manifest) for name, found in states_in(each, manifest).items()}
-        if not states:
-            raise UsageError(f"{each} has no states; expected the output folder of `streamstats run`")
+    before: list[_Part] = []
+    known: Fingerprints = {}
+    for part in map(_Part.read, outputs):
         if not other_weights:
-            for other, theirs in before.items():
-                _check_same_model(each, states, other, theirs)
+            _check_same_model(part, known)
         try:
-            merged = _joined(merged, states)
+            merged = _joined(merged, part.states)
         except MismatchError as error:
-            raise MismatchError(f"{each}: {error}") from error
-        for other, theirs in before.items():
-            _check_no_copy(each, states, other, theirs)
+            raise MismatchError(f"{part.output}: {error}") from error
+        for other in before:
+            _check_no_copy(part, other)
             if not different_stores:
-                _check_no_doubt(each, states, other, theirs)
-        before[each] = states
+                _check_no_doubt(part, other)
+        before.append(part)
     return merged
 
 
-def _check_same_model(
-    output: Path, states: Mapping[str, LayerStatistics], other: Path, theirs: Mapping[str, LayerStatistics]
-) -> None:
-    """Raise `MismatchError` if a layer had other weights in `output` than in the `other` one, or its model had."""
-    mine, before = by_layer(states), by_layer(theirs)
-    for layer in sorted({*mine} & {*before}):
-        here, there = mine[layer], before[layer]
-        for what, left, right in (
-            ("model", here.models, there.models),
-            ("weight", [each for _, each in here.weights], [each for _, each in there.weights]),
-        ):
-            if _differ(left, right):
-                both = f"{short_fingerprints(left)} and {short_fingerprints(right)}"
-                raise MismatchError(
-                    f"{output}: layer {layer} was recorded from a model with other weights than in {other}: the "
-                    f"fingerprints of the {what} are {both}; merge outputs of one model; if the inputs of its layers "
-                    "are nevertheless the same, add --other-weights (in Python, `other_weights=True`)"
-                )
+def _check_same_model(part: _Part, known: Fingerprints) -> None:
+    """Raise `MismatchError` if a layer, or its model, had other weights than those that are `known`; note what it had.
+
+    Fingerprints of different kinds cannot be compared.
+    """
+    for layer, found in sorted(part.layers.items()):
+        weights = [weight for name, weight in found.weights if found.readers is None or name == layer]
+        for what, those in (("model", found.models), ("weight", weights)):
+            for kind, group in groupby(sorted(those), fingerprint_kind):
+                here = frozenset(group)
+                there, other = known.setdefault((layer, what, kind), (here, part.output))
+                if here != there:
+                    both = " and ".join(short_fingerprints(sorted(each)) for each in (here, there))
+                    raise MismatchError(
+                        f"{part.output}: layer {layer} was recorded from a model with other weights than in {other}: "
+                        f"the fingerprints of the {what} are {both}; merge outputs of one model; if the inputs of its "
+                        "layers are nevertheless the same, add --other-weights (in Python, `other_weights=True`)"
+                    )
 
 
-def _differ(left: Collection[str], right: Collection[str]) -> bool:
-    """Whether fingerprints differ; those of different kinds cannot be compared."""
-    kinds = {*map(fingerprint_kind, left)} & {*map(fingerprint_kind, right)}
-    mine, theirs = ({each for each in side if fingerprint_kind(each) in kinds} for side in (left, right))
-    return mine != theirs
-
-
-def _check_no_copy(
-    output: Path, states: Mapping[str, LayerStatistics], other: Path, theirs: Mapping[str, LayerStatistics]
-) -> None:
-    """Raise `MismatchError` if `output` was counted from a copy of the store of the `other` one."""
-    twice = counted_twice(theirs, states)
+def _check_no_copy(part: _Part, other: _Part) -> None:
+    """Raise `MismatchError` if `part` was counted from a copy of the store of the `other` one."""
+    twice = counted_twice(other.states, part.states)
     if twice is not None:
         raise MismatchError(
-            f"{output}: layer {twice.layer}: rows {twice.rows} are counted in {other}, too, from the same store or a "
-            f"copy of it: {twice.how}; expected each row once; merge outputs of different stores or of different rows"
+            f"{part.output}: layer {twice.layer}: rows {twice.rows} are counted in {other.output}, too, from the same "
+            f"store or a copy of it: {twice.how}; expected each row once; merge outputs of different stores or of "
+            "different rows"
         )
 
 
-def _check_no_doubt(
-    output: Path, states: Mapping[str, LayerStatistics], other: Path, theirs: Mapping[str, LayerStatistics]
-) -> None:
-    """Raise `MismatchError` if `output` may have counted rows of the `other` one, but nothing proves it."""
-    twice = in_doubt(_by_name(theirs), _by_name(states))
+def _check_no_doubt(part: _Part, other: _Part) -> None:
+    """Raise `MismatchError` if `part` may have counted rows of the `other` one, but nothing proves it."""
+    twice = in_doubt(other.layers, part.layers)
     if twice is not None:
         raise MismatchError(
-            f"{output}: layer {twice.layer}: rows {twice.rows} are counted in {other}, too, and {twice.how}; expected "
-            "each row once; if it is one store, count only the rows added since, with "
+            f"{part.output}: layer {twice.layer}: rows {twice.rows} are counted in {other.output}, too, and "
+            f"{twice.how}; expected each row once; if it is one store, count only the rows added since, with "
             f'`rows: "{twice.rows.stop}:"` in an output of their own, and merge that; if they are two, add '
             "--different-stores (in Python, `different_stores=True`)"
         )
-
-
-def _by_name(states: Mapping[str, LayerStatistics]) -> dict[str, LayerStatistics]:
-    """What each layer reads, by its name."""
-    return {layer: found for found in states.values() for layer in _names(found)}
 
 
 def _joined(left: Mapping[str, LayerStatistics], right: Mapping[str, LayerStatistics]) -> dict[str, LayerStatistics]:

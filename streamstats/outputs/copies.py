@@ -119,8 +119,11 @@ def _with_one_beginning(ledger: Ledger) -> Iterator[tuple[Address, Address]]:
 
 def _most_alike(left: Ledger, right: Ledger) -> Iterator[_Shared]:
     """What the two sources with most chunks in common share, if there are any with rows in common."""
-    pairs = ((mine, theirs) for mine in left.sources for theirs in right.sources if mine.covered & theirs.covered)
-    found = [_shared(left.layer, *pair) for pair in pairs if pair[0].fingerprint == pair[1].fingerprint]
+    found = [
+        _shared(left.layer, mine, theirs)
+        for mine, theirs in product(left.sources, right.sources)
+        if mine.fingerprint == theirs.fingerprint and mine.covered & theirs.covered
+    ]
     if found:
         yield max(found, key=lambda each: each.same)
 

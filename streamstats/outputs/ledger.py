@@ -398,7 +398,8 @@ def with_source(ledger: L, source: CountedSource) -> L:
 
 def without_tail(ledger: L) -> L:
     """`ledger` with the rows of tails counted like all others."""
-    return replace(ledger, settled=None, sources=tuple(replace(each, tail=EMPTY) for each in ledger.sources))
+    sources = (replace(each, tail=EMPTY) if each.tail else each for each in ledger.sources)
+    return replace(ledger, settled=None, sources=tuple(sources))
 
 
 def for_kernel(ledger: L, kernel: Kernel | Kernels | None) -> L:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
@@ -184,7 +185,11 @@ def test_a_recorder_says_how_its_arrays_are_stored_and_what_is_committed(folder:
     found = json.loads((folder / "in.zarr" / "fc" / "zarr.json").read_text(encoding="utf-8"))
     assert found["zarr_format"] == 3
     assert [each["name"] for each in found["codecs"]] == ["bytes", "blosc", "crc32c"]
-    assert found["attributes"]["streamstats"] == {
+    attributes = found["attributes"]["streamstats"]
+    uuid = attributes.pop("uuid")
+    assert re.fullmatch("[0-9a-f]{32}", uuid)
+    assert json.loads(taken_apart(folder / "out/state/fc.safetensors").metadata["uuids"]) == [uuid]
+    assert attributes == {
         "channel_axis": 1,
         "recorded": True,
         "rows": 60,
