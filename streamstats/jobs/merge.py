@@ -16,6 +16,7 @@ from ..outputs.copies import counted_twice, in_doubt
 from ..outputs.layer_statistics import LayerStatistics
 from ..outputs.ledger import by_layer, for_kernel
 from ..outputs.manifest import Gaps, LayerEntry, Manifest, read_manifest
+from ..outputs.merging import CountedTwiceError
 from ..outputs.merging import merge as merge_ledgers
 from ..outputs.results import check_no_store, check_paths, states_in, still_missing, write_results
 from ..outputs.saving import held
@@ -112,12 +113,14 @@ def _merged(outputs: Sequence[Path], *, different_stores: bool, other_weights: b
             _check_same_model(part, known)
         try:
             merged = _joined(merged, part.states)
+        except CountedTwiceError as error:
+            _check_no_copy(part, before)  # which names the other output, and says what tells
+            raise MismatchError(f"{part.output}: {error}") from error
         except MismatchError as error:
             raise MismatchError(f"{part.output}: {error}") from error
-        for other in before:
-            _check_no_copy(part, other)
-            if not different_stores:
-                _check_no_doubt(part, other)
+        _check_no_copy(part, before)
+        if not different_stores:
+            _check_no_doubt(part, before)
         before.append(part)
     return merged
 
@@ -142,27 +145,29 @@ def _check_same_model(part: _Part, known: Fingerprints) -> None:
                     )
 
 
-def _check_no_copy(part: _Part, other: _Part) -> None:
-    """Raise `MismatchError` if `part` was counted from a copy of the store of the `other` one."""
-    twice = counted_twice(other.states, part.states)
-    if twice is not None:
-        raise MismatchError(
-            f"{part.output}: layer {twice.layer}: rows {twice.rows} are counted in {other.output}, too, from the same "
-            f"store or a copy of it: {twice.how}; expected each row once; merge outputs of different stores or of "
-            "different rows"
-        )
+def _check_no_copy(part: _Part, before: Sequence[_Part]) -> None:
+    """Raise `MismatchError` if `part` was counted from the store of one of those `before`, or from a copy of it."""
+    for other in before:
+        twice = counted_twice(other.states, part.states)
+        if twice is not None:
+            raise MismatchError(
+                f"{part.output}: layer {twice.layer}: rows {twice.rows} are counted in {other.output}, too, from the "
+                f"same store or a copy of it: {twice.how}; expected each row once; merge outputs of different stores, "
+                f'of meters of different names, or of different rows, as with `rows: "{twice.rows.stop}:"` in one'
+            )
 
 
-def _check_no_doubt(part: _Part, other: _Part) -> None:
-    """Raise `MismatchError` if `part` may have counted rows of the `other` one, but nothing proves it."""
-    twice = in_doubt(other.layers, part.layers)
-    if twice is not None:
-        raise MismatchError(
-            f"{part.output}: layer {twice.layer}: rows {twice.rows} are counted in {other.output}, too, and "
-            f"{twice.how}; expected each row once; if it is one store, count only the rows added since, with "
-            f'`rows: "{twice.rows.stop}:"` in an output of their own, and merge that; if they are two, add '
-            "--different-stores (in Python, `different_stores=True`)"
-        )
+def _check_no_doubt(part: _Part, before: Sequence[_Part]) -> None:
+    """Raise `MismatchError` if `part` may have counted rows of one of those `before`, but nothing proves it."""
+    for other in before:
+        twice = in_doubt(other.layers, part.layers)
+        if twice is not None:
+            raise MismatchError(
+                f"{part.output}: layer {twice.layer}: rows {twice.rows} are counted in {other.output}, too, and "
+                f"{twice.how}; expected each row once; if it is one store, count only the rows added since, with "
+                f'`rows: "{twice.rows.stop}:"` in an output of their own, and merge that; if they are two, add '
+                "--different-stores (in Python, `different_stores=True`)"
+            )
 
 
 def _joined(left: Mapping[str, LayerStatistics], right: Mapping[str, LayerStatistics]) -> dict[str, LayerStatistics]:

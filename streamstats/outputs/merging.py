@@ -25,6 +25,10 @@ from .stores import from_one, full_files
 L = TypeVar("L", bound=Ledger)
 
 
+class CountedTwiceError(MismatchError):
+    """Rows of one store are counted on both sides."""
+
+
 def merge(left: L, right: L) -> L:
     """The ledger over the rows of both. Raises `MismatchError`, naming both sides, if they do not fit together.
 
@@ -118,7 +122,7 @@ def _check_alike(left: Ledger, right: Ledger) -> None:
 def _union(layer: str, left: CountedSource, right: CountedSource) -> CountedSource:
     twice = left.covered & right.covered
     if twice:
-        raise MismatchError(
+        raise CountedTwiceError(
             f"layer {layer}: rows {twice} are counted in both; expected each row once; merge outputs of different "
             f'stores, of meters of different names, or of different rows, as with `rows: "{twice.stop}:"` in one'
         )

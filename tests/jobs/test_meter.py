@@ -85,7 +85,7 @@ def test_the_same_samples_are_not_merged_twice(tmp_path: Path) -> None:
     meter.append("conv", samples(4, 3))
     meter.save(tmp_path / "one")
     meter.save(tmp_path / "two")
-    with pytest.raises(MismatchError, match=r"rows 0:4 are counted in both; .*of meters of different names"):
+    with pytest.raises(MismatchError, match=r"rows 0:4 are counted in .*one, too, .*of meters of different names"):
         merge([tmp_path / "one", tmp_path / "two"], tmp_path / "merged")
 
 

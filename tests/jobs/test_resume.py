@@ -486,7 +486,9 @@ def test_the_same_rows_twice_are_refused_with_their_numbers(tmp_path: Path) -> N
     store = build_store(tmp_path / "s.zarr", {"conv": samples(20, 8)})
     for name, rows in (("one", "0:12"), ("two", "8:20")):
         run(config(store, tmp_path / name, rows=rows))
-    with pytest.raises(MismatchError, match="layer conv: rows 8:12 are counted in both; expected each row once"):
+    with pytest.raises(
+        MismatchError, match=r"layer conv: rows 8:12 are counted in .*one, too, .*; expected each row once"
+    ):
         merge([tmp_path / "one", tmp_path / "two"], tmp_path / "all")
     assert not (tmp_path / "all").exists()
 

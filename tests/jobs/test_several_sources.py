@@ -250,7 +250,7 @@ def test_outputs_of_several_sources_are_merged_and_compared(tmp_path: Path, stor
         run(Job(sources, str(tmp_path / name)))
     merge([tmp_path / "left", tmp_path / "right"], tmp_path / "merged")
     assert compare(tmp_path / "merged", tmp_path / "all").equal
-    with pytest.raises(MismatchError, match="counted in both"):
+    with pytest.raises(MismatchError, match=r"counted in .*left, too"):
         merge([tmp_path / "left", tmp_path / "all"], tmp_path / "twice")
 
 

@@ -173,7 +173,7 @@ def test_outputs_that_share_arrays_merge_with_those_that_do_not(tmp_path: Path, 
         assert correctors(tmp_path / order) == correctors(tmp_path / "whole")
         assert compare(tmp_path / order, tmp_path / "whole").equal
         assert correctors(tmp_path / order) == correctors(tmp_path / "abc")
-    with pytest.raises(MismatchError, match="are counted in both"):
+    with pytest.raises(MismatchError, match=r"are counted in .*shared, too"):
         merge([tmp_path / "shared", tmp_path / "a"], tmp_path / "twice")
 
 
