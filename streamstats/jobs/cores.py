@@ -40,7 +40,7 @@ def cpu_quota(root: Path) -> float | None:
     for folder in cgroups(root, "cpu"):
         share = content(folder / "cpu.max").split()  # version 2
         share = share or [content(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
-        if len(share) == 2 and all(each.isdigit() and int(each) for each in share):  # not "max", -1, or missing
+        if len(share) == 2 and all(each.isdecimal() and int(each) for each in share):  # not "max", -1, or missing
             found.append(int(share[0]) / int(share[1]))
     return min(found, default=None)
 

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from graphs import one_line
 
@@ -13,10 +14,10 @@ from streamstats.errors import MismatchError
 
 torch = pytest.importorskip("torch", reason="`make models` tests with it")
 
-from streamstats.models.fingerprints import Fingerprints  # noqa: E402
+from streamstats.models.fingerprints import Fingerprints, weight_digest  # noqa: E402
 from streamstats.models.torch import apply_correctors, correct, measuring, recording  # noqa: E402
 from streamstats.models.torch.correcting import MARK  # noqa: E402
-from streamstats.models.torch.fingerprint import fingerprint, fingerprints  # noqa: E402
+from streamstats.models.torch.fingerprint import _digest, fingerprint, fingerprints  # noqa: E402
 
 nn: Any = torch.nn
 
@@ -93,6 +94,24 @@ def normalised() -> Any:
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Conv2d(3, 2, 3)).eval()
     model[0].register_buffer("positions", torch.arange(4.0), persistent=False)
     return model
+
+
+@pytest.mark.parametrize(
+    "name", ["float8_e4m3fn", "float8_e8m0fnu", "float4_e2m1fn_x2", "bfloat16", "float64", "complex64"]
+)
+def test_weights_of_any_dtype_have_a_digest_of_their_bytes(name: str) -> None:
+    dtype = getattr(torch, name)
+    content = np.arange(32, dtype=np.uint8)
+    values = torch.frombuffer(bytearray(content.tobytes()), dtype=torch.uint8).view(dtype)
+    for value in (values, values[:0], values.reshape(2, -1).T):
+        found = value.contiguous().reshape(-1).view(torch.uint8).numpy()
+        assert _digest(value) == weight_digest(str(dtype), value.shape, found.tobytes())
+
+
+def test_a_view_that_negates_has_the_digest_of_its_values() -> None:
+    negated = torch.complex(torch.randn(3), torch.randn(3)).conj().imag
+    assert negated.is_neg()
+    assert _digest(negated) == _digest(negated.resolve_neg().clone())
 
 
 def test_re_estimated_statistics_of_a_normalisation_make_another_model(tmp_path: Path) -> None:

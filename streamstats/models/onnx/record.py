@@ -30,7 +30,7 @@ from .layers import LeftOut, OnnxLayer
 from .masking import masked_targets, tell_masks
 from .run import ModelRun, open_session
 from .samples import Axes, SampleSource, load_samples, samples_digest
-from .targets import PARTS, POSITIONS, SAMPLES, Target, find_targets
+from .targets import PARTS, POSITIONS, SAMPLES, Target, find_targets, sort_targets
 from .visiting import visit_rows
 from .wanted import LAYER_INPUTS, Wanted, wanted_of
 
@@ -224,13 +224,11 @@ def record_layers(
 
 
 def measure_layers(run: ModelRun, layers: Sequence[OnnxLayer], mask: str | None) -> dict[str, LayerStatistics]:
-    """The statistics of the inputs of `layers`, tensors of the model in `run`; none if samples are mixed in all of
-    them. NaN and infinities are skipped.
+    """The statistics of the inputs of `layers`, tensors of the model in `run`, of those that can be recorded.
+
+    NaN and infinities are skipped.
     """
-    try:
-        found, _ = find_targets(run, Wanted(layers, {layer.name: layer.input for layer in layers}))
-    except UsageError:
-        return {}
+    found, _ = sort_targets(run, Wanted(layers, {layer.name: layer.input for layer in layers}))
     meter = Meter(nonfinite="skip")
     visit_rows(run, masked_targets(run, found, mask, any_fits=False), partial(_append, meter, Counter[str]()), QUIET)
     return meter.statistics

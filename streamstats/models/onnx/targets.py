@@ -140,17 +140,25 @@ class Target:
 def find_targets(
     run: ModelRun, wanted: Wanted, *, positions_as_rows: bool = False
 ) -> tuple[list[Target], list[LeftOut]]:
-    """Run one sample, another, and both; then single samples, also of the batches of the least and greatest extents.
+    """`sort_targets`. Raises `UsageError` if nothing can be recorded."""
+    targets, left_out = sort_targets(run, wanted, positions_as_rows=positions_as_rows)
+    if not targets and left_out:
+        raise UsageError(f"nothing to record: {told((each.name, each.reason) for each in left_out)}")
+    return targets, left_out
 
-    Returns what can be recorded, and what cannot. Raises `UsageError` if nothing can.
+
+def sort_targets(
+    run: ModelRun, wanted: Wanted, *, positions_as_rows: bool = False
+) -> tuple[list[Target], list[LeftOut]]:
+    """(what can be recorded, what cannot), as a few runs tell.
+
+    They are of one sample, another, and both; then of single samples, also of the batches of the least and greatest
+    extents.
     """
     found = _Finding.of(run, wanted, positions_as_rows=positions_as_rows)
     read, unfit = found.read_targets()
     unread, unfit_tensors = found.unread_targets(read)
-    targets, left_out = [*read, *unread], [*unfit, *unfit_tensors]
-    if not targets and left_out:
-        raise UsageError(f"nothing to record: {told((each.name, each.reason) for each in left_out)}")
-    return targets, left_out
+    return [*read, *unread], [*unfit, *unfit_tensors]
 
 
 class _Tensor(NamedTuple):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ..fingerprints import Fingerprints, fingerprint_of, weight_digest
 from .layers import layers_of
-from .library import library, to_numpy
+from .library import library
 from .ranks import is_one_of_several
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ def fingerprint(model: torch.nn.Module) -> str:
 
 
 def _digest(weight: torch.Tensor) -> bytes:
-    return weight_digest(str(weight.dtype), weight.shape, to_numpy(weight))
+    """The digest of its bytes, so of any dtype, also of those that numpy lacks."""
+    plain = weight.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1)
+    return weight_digest(str(weight.dtype), weight.shape, plain.view(library().uint8).numpy())
 
 
 def _buffers(model: torch.nn.Module) -> Iterator[torch.Tensor]:
