@@ -556,6 +556,8 @@ def _explain(problem: Any, model: type[BaseModel]) -> str:
     if kind == "union_tag_invalid":
         expected = one_of(problem["ctx"]["tag"], _choices(problem["ctx"]["expected_tags"]))
         return f"`{_tag(problem)}` is {_shown(problem['ctx']['tag'])}; {expected}"
+    if kind == "list_type":
+        return f"`{place}` is {_shown(problem['input'])}; expected a list: entries in brackets, or a dash before each"
     if kind in ("model_type", "model_attributes_type"):
         return (
             f"`{place}` is {_shown(problem['input'])}; expected keys: {', '.join(_keys_beside([*location, ''], model))}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -17,6 +18,12 @@ from streamstats.calibration.reading.reader import open_reader
 from streamstats.calibration.sources.choose import source_of
 
 Array = np.ndarray[Any, Any]
+
+
+def files_of(store: Path) -> dict[Path, bytes]:
+    """The content of each file of a recorded store, but for the UUIDs of its arrays."""
+    found = {path.relative_to(store): path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    return {name: re.sub(rb'"uuid": "[0-9a-f]{32}"', b'"uuid": ""', content) for name, content in found.items()}
 
 
 def build_store(

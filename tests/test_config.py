@@ -21,6 +21,7 @@ from streamstats.jobs.cores import available_cores
 from streamstats.layouts import Geometry, Kernel
 from streamstats.quantization import Quantization
 
+A_LIST = "expected a list: entries in brackets, or a dash before each"
 NEEDED = "source: in.zarr\noutput: out\n"
 EVERYTHING = """\
 source: s3://bucket/calibration.zarr
@@ -115,7 +116,7 @@ def test_the_geometry_of_an_entry_is_a_kernel(tmp_path: Path) -> None:
     assert load(tmp_path, kernel("kernel: []")).rules()[0].kernel == Kernel()
     for keys, message in {
         "pads: [1, 1]": "the key `layers[0].geometry.kernel` is missing",
-        "kernel: 3": "`layers[0].geometry.kernel` is 3; it should be a valid list",
+        "kernel: 3": "`layers[0].geometry.kernel` is 3; expected a list: entries in brackets, or a dash before each",
         "kernel: [3], stride: [1]": "unknown key `layers[0].geometry.stride`; expected one of kernel, strides",
         "kernel: [3], strides: [0]": "layers[0] (a): a kernel has strides [0]; expected integers from 1",
         "kernel: [3], pads: [1]": "pads [1] does not fit 1 spatial axis; expected 2 numbers, one before each axis",
@@ -202,9 +203,18 @@ REFUSED = {
     "source: bytes": ("source: !!binary aGk=\noutput: out", "`source` is b'hi'; it should be a valid string"),
     "source: empty": ("source: ''\noutput: out", "`source` is ''; it should have at least 1 character"),
     "output: empty": ("source: in\noutput: ''", "`output` is ''; it should have at least 1 character"),
-    "layers: null": (NEEDED + "layers:", "`layers` is None; it should be a valid list"),
-    "layers: text": (NEEDED + "layers: a", "`layers` is 'a'; it should be a valid list"),
-    "layers: keys": (NEEDED + "layers: {match: a}", "`layers` is {'match': 'a'}; it should be a valid list"),
+    "layers: null": (
+        NEEDED + "layers:",
+        "`layers` is None; expected a list: entries in brackets, or a dash before each",
+    ),
+    "layers: text": (
+        NEEDED + "layers: a",
+        "`layers` is 'a'; expected a list: entries in brackets, or a dash before each",
+    ),
+    "layers: keys": (
+        NEEDED + "layers: {match: a}",
+        "`layers` is {'match': 'a'}; expected a list: entries in brackets, or a dash before each",
+    ),
     "a layer: null": (
         NEEDED + "layers: [null]",
         "`layers[0]` is None; expected keys: match, channel_axis, quantization",

@@ -8,8 +8,9 @@ inputs over samples, and a way to add a term to a bias: `survey`, `record` and `
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..correction import BiasCorrector, MeanBiasCorrector, TapBiasCorrector
-from ..errors import DataError, UsageError
-from ..layouts import Geometry
+from ..errors import DataError, UsageError, listed
+from ..layouts import Geometry, spatial_axes
+from ..progress import Progress
 from ..statistics.spread import SampleSpread
 from .explaining import ROUNDING
 
@@ -59,6 +61,12 @@ class LinearLayer:
     factor: float = 1.0
 
     @property
+    def has_several_taps(self) -> bool:
+        """Whether its kernel has more than one tap."""
+        spatial = spatial_axes(self.layout, self.weight.ndim)
+        return prod(int(self.weight.shape[axis]) for axis in spatial) > 1
+
+    @property
     def known_geometry(self) -> Geometry | None:
         """The geometry over any input; None if it is unknown, or depends on the extents of the input."""
         return self.geometry
@@ -72,7 +80,8 @@ class LayerCorrection:
     `change` then says what changed in the model, and otherwise `reason` says why nothing did; `uncorrected` is one of
     the outcomes without a correction, or empty. `op` is the operator, `quantized` says whether the model at hand stores
     a quantised weight for the layer. `step`, float64[outputs], is the step of a bias of codes, None for floats.
-    `difference` says what explains the difference between the weights, if that was checked.
+    `difference` says what explains the difference between the weights, if that was checked. A term is `approximate` if
+    it takes the mean of all positions for that of the positions that each tap sees.
     """
 
     layer: str
@@ -86,6 +95,7 @@ class LayerCorrection:
     term: Float64Array | None = None
     step: Float64Array | None = None
     difference: str = ""
+    approximate: bool = False
 
     @property
     def note(self) -> str:
@@ -149,7 +159,17 @@ def planned_correction(
     term = correction_term(layer, corrector, weight, quantized)
     if term is None:
         return LayerCorrection(layer.name, reason=NULL_CORRECTOR)
-    return LayerCorrection(layer.name, outputs=term.size, term=term)
+    approximate = isinstance(corrector, MeanBiasCorrector) and layer.has_several_taps
+    return LayerCorrection(layer.name, outputs=term.size, term=term, approximate=approximate)
+
+
+def tell_approximate(names: Sequence[str], progress: Progress) -> None:
+    """Say that the terms of the layers called `names` are approximate, if there are any."""
+    if names:
+        progress.say(
+            f"note: the means of {listed(names)} are of all positions, but each tap of a kernel sees only some, so the "
+            "corrections are approximate; `statistics: [taps]` in the run's configuration counts what each tap sees"
+        )
 
 
 def correction_term(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tracemalloc
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +15,7 @@ import pytest
 import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import Array, build_store, described, samples
+from stores import Array, build_store, described, files_of, samples
 from zarr.core.codec_pipeline import BatchedCodecPipeline
 from zarr.errors import ZarrUserWarning
 from zarr.registry import register_pipeline
@@ -62,12 +61,6 @@ def read(store: Path, name: str = "layer") -> Array:
         return reader.read(selection).copy()
 
 
-def files(store: Path) -> dict[Path, bytes]:
-    """The content of each file, but for the UUIDs of arrays."""
-    found = {path.relative_to(store): path.read_bytes() for path in store.rglob("*") if path.is_file()}
-    return {name: re.sub(rb'"uuid": "[0-9a-f]{32}"', b'"uuid": ""', content) for name, content in found.items()}
-
-
 def chunk(store: Path, index: int, name: str = "layer") -> Path:
     return store.joinpath(name, "c", str(index), *("0" for _ in SHAPE))
 
@@ -80,7 +73,7 @@ def test_unequal_appends_leave_the_same_files_as_one(tmp_path: Path, sizes: list
     values = rows(11)
     record(tmp_path / "once", values)
     record(tmp_path / "often", *np.split(values, np.cumsum(sizes)[:-1]))
-    assert files(tmp_path / "often") == files(tmp_path / "once")
+    assert files_of(tmp_path / "often") == files_of(tmp_path / "once")
     np.testing.assert_array_equal(read(tmp_path / "often"), values)
 
 
@@ -190,7 +183,7 @@ def test_samples_in_any_memory_layout_and_byte_order_are_the_same_samples(tmp_pa
     values = rows(11)
     record(tmp_path / "plain", values)
     record(tmp_path / "other", layout(values[:3]), layout(values[3:]))
-    assert files(tmp_path / "other") == files(tmp_path / "plain")
+    assert files_of(tmp_path / "other") == files_of(tmp_path / "plain")
 
 
 def test_both_byte_orders_can_be_mixed(tmp_path: Path) -> None:
@@ -226,11 +219,11 @@ def test_closing_twice_and_closing_nothing_change_nothing(tmp_path: Path) -> Non
     recorder = Recorder(tmp_path)
     recorder.append("layer", rows(3))
     recorder.close()
-    before = files(tmp_path)
+    before = files_of(tmp_path)
     recorder.close()
     with pytest.raises(UsageError, match=r"cannot append to layer layer of .*: the recorder is closed; open"):
         recorder.append("layer", rows(3))
-    assert files(tmp_path) == before
+    assert files_of(tmp_path) == before
 
 
 def test_an_array_of_others_that_was_appended_to_may_still_leave_out_fill_values(tmp_path: Path) -> None:
@@ -334,7 +327,7 @@ def test_zarr_writes_whatever_pipeline_the_user_has_set(tmp_path: Path) -> None:
     with zarr.config.set({"codec_pipeline.path": name, "array.write_empty_chunks": False}):
         record(tmp_path / "other", values[:3], values[3:])
         assert zarr.config.get("codec_pipeline.path") == name
-    assert files(tmp_path / "other") == files(tmp_path / "plain")
+    assert files_of(tmp_path / "other") == files_of(tmp_path / "plain")
 
 
 def test_recording_and_reading_in_many_threads_leave_the_configuration_of_zarr_as_it_was(tmp_path: Path) -> None:
@@ -430,7 +423,7 @@ def test_what_does_not_fit_is_refused_with_both_sides(tmp_path: Path) -> None:
         (codes, {"quantization": None}, ("the quantisation is none; the store holds step 0.5, zero point 3;",)),
         (codes, {"quantization": Quantization(0.25, 3)}, ("0.25", "the store holds", "0.5")),
     ]
-    before = files(tmp_path)
+    before = files_of(tmp_path)
     for open_before in (False, True):
         with Recorder(tmp_path, chunk_bytes=CHUNK_BYTES) as recorder:
             if open_before:
@@ -439,7 +432,7 @@ def test_what_does_not_fit_is_refused_with_both_sides(tmp_path: Path) -> None:
                 with pytest.raises(MismatchError, match="layer layer: ") as caught:
                     recorder.append("layer", block, **(fitting | options))
                 assert all(text in str(caught.value) for text in expected)
-    assert files(tmp_path) == before
+    assert files_of(tmp_path) == before
 
 
 @pytest.mark.parametrize("reopened", [False, True])
@@ -484,7 +477,7 @@ def test_samples_that_cannot_be_a_layer_are_refused_and_leave_nothing(
 ) -> None:
     with pytest.raises(UsageError, match=f"layer layer: {expected}.*; convert or reshape the samples"):
         record(tmp_path, block)
-    assert list(files(tmp_path)) == [Path("zarr.json")]
+    assert list(files_of(tmp_path)) == [Path("zarr.json")]
 
 
 def test_a_quantisation_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None:
@@ -492,7 +485,7 @@ def test_a_quantisation_that_does_not_fit_leaves_nothing(tmp_path: Path) -> None
         record(tmp_path, samples(3, *SHAPE, dtype="int8"), quantization=Quantization([1.0, 2.0]))
     with pytest.raises(UsageError, match="a quantisation is given, but its values are float32"):
         record(tmp_path, rows(3), quantization=Quantization(1.0))
-    assert list(files(tmp_path)) == [Path("zarr.json")]
+    assert list(files_of(tmp_path)) == [Path("zarr.json")]
 
 
 @pytest.mark.parametrize("name", ["../up", "a/../b", "/root", "a//b", "a/", "", ".", "two\nlines", "nul\0"])
@@ -506,14 +499,14 @@ def test_a_name_that_could_lead_elsewhere_is_refused(tmp_path: Path, name: str) 
 def test_a_name_that_zarr_uses_for_its_files_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match="is not usable: zarr uses it for its own files"):
         record(tmp_path, rows(3), name=name)
-    assert list(files(tmp_path)) == [Path("zarr.json")]
+    assert list(files_of(tmp_path)) == [Path("zarr.json")]
 
 
 @pytest.mark.parametrize("name", [".parts/a/b", ".recorder.lock", ".keys", ".keys/a", "a/.b", "..."])
 def test_a_name_of_what_a_store_holds_besides_its_layers_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=r"names that begin with '\.' are reserved"):
         record(tmp_path, rows(3), name=name)
-    assert list(files(tmp_path)) == [Path("zarr.json")]
+    assert list(files_of(tmp_path)) == [Path("zarr.json")]
     assert check_recorded_name(safe_name(name)) != name
 
 
@@ -595,11 +588,11 @@ def test_a_store_with_consolidated_metadata_can_be_appended_to(tmp_path: Path) -
 
 def test_a_store_of_version_2_is_refused_and_left_as_it_was(tmp_path: Path) -> None:
     build_store(tmp_path, {"layer": rows(5)}, zarr_format=2)
-    before = files(tmp_path)
+    before = files_of(tmp_path)
     for store in (tmp_path, tmp_path / "layer"):
         with pytest.raises(UsageError, match="is a zarr v2 store, which is read-only here; record into another folder"):
             Recorder(store)
-    assert files(tmp_path) == before
+    assert files_of(tmp_path) == before
 
 
 def test_a_place_that_cannot_hold_a_store_is_an_output_error(tmp_path: Path) -> None:
@@ -623,5 +616,5 @@ def test_the_names_that_zarr_uses_are_those_that_it_writes(tmp_path: Path) -> No
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ZarrUserWarning)  # consolidated metadata is no part of version 3
             zarr.consolidate_metadata(str(store), zarr_format=zarr_format)  # type: ignore[arg-type]
-        found |= {path.name for path in files(store) if not path.name[0].isdigit()}
+        found |= {path.name for path in files_of(store) if not path.name[0].isdigit()}
     assert found == METADATA_NAMES

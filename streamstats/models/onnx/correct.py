@@ -20,7 +20,7 @@ from ..advice import ON_COMMAND_LINE, Advice
 from ..fingerprints import check_recorded, recorded_in
 from ..harm import TRIALS, WORSE, Trials, tell, without
 from ..judgement import BY_MOMENTS, CALIBRATED, CORRECTED, ONE_PASS, UNCORRECTED, Judgement
-from ..linear import LayerCorrection
+from ..linear import LayerCorrection, tell_approximate
 from ..precision import Precision
 from ..tensors import terms_bytes
 from .accounts import as_correction
@@ -244,7 +244,8 @@ class _Method:
 
     `work` is the folder to remove in the end, `out` that of what was counted. `once` are terms to compare those
     `planned` with. `reasons` tell the layers for which too few samples were counted, and `strays` what else is left
-    out. `differs` says how the model that was counted differs from the one to correct.
+    out. `differs` says how the model that was counted differs from the one to correct, `approximate` names the layers
+    whose terms are.
     """
 
     planned: Callable[[], Sequence[LayerCorrection]]
@@ -255,6 +256,7 @@ class _Method:
     strays: Sequence[LeftOut] = ()
     out: Path | None = None
     differs: str = ""
+    approximate: Sequence[str] = ()
 
 
 def _from_means(subject: Subject, out: Path, how: How, progress: Progress, differs: str) -> _Method:
@@ -280,6 +282,7 @@ def _from_means(subject: Subject, out: Path, how: How, progress: Progress, diffe
         list(strays(out, subject.layers)),
         out,
         differs,
+        [each.layer for each in once if each.approximate],
     )
 
 
@@ -303,6 +306,7 @@ class _Correcting:
 
     def written(self, output: str | Path | None, uncorrected: str | Path | None = None) -> Correction:
         """Correct, write the models, and drop the work folder of a correction layer by layer."""
+        tell_approximate(self.method.approximate, self.progress)
         if self.how.held_out is None:
             return self._written(*self._corrected(self._planned()), None, output, uncorrected)
         with Judge(self.subject.original, self.subject.pairs, self.how.held_out, self.progress) as judge:

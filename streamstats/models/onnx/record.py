@@ -238,11 +238,21 @@ def _found(
     run: ModelRun, wanted: Wanted, mask: str | None, progress: Progress, *, positions_as_rows: bool
 ) -> tuple[list[Target], list[LeftOut]]:
     """(the targets of what is `wanted`, which `progress` describes; what cannot be recorded). Errors as `record`."""
+    _tell_rounding(wanted, progress)
     found, unfit = find_targets(run, wanted, positions_as_rows=positions_as_rows)
     targets = masked_targets(run, found, mask)
     tell_masks(run, targets, mask, progress)
     _tell_rows(targets, progress)
     return targets, unfit
+
+
+def _tell_rounding(wanted: Wanted, progress: Progress) -> None:
+    """Say that the model rounds its activations: corrections need those of the float model."""
+    if wanted.rounding:
+        progress.say(
+            f"note: {wanted.path} rounds its activations, by {counted(wanted.rounding, 'operator')}; if it is to be "
+            "corrected, record the float model that it was made from"
+        )
 
 
 def _tell_rows(targets: Sequence[Target], progress: Progress) -> None:

@@ -21,12 +21,15 @@ from .quantizable import quantizable_tensors
 TENSORS = (LAYER_INPUTS, QUANTIZABLE) = ("layers", "quantizable")
 """What can be recorded: the inputs of linear layers, or every tensor that onnxruntime's static quantiser calibrates."""
 
+ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear")
+"""The operators that round activations."""
+
 
 class Wanted(NamedTuple):
     """What to record: the inputs of `layers`, and `tensors`, of which `constant` ones are the same for all samples.
 
     `inputs` are the tensors that the layers of the model read, chosen or not, by name; `path` and `fingerprints` are
-    those of the model, empty if unknown.
+    those of the model, empty if unknown. `rounding` is how many of its operators round activations.
     """
 
     layers: Sequence[OnnxLayer]
@@ -35,6 +38,7 @@ class Wanted(NamedTuple):
     constant: frozenset[str] = frozenset()
     path: str = ""
     fingerprints: Fingerprints = Fingerprints()
+    rounding: int = 0
 
     @property
     def all_tensors(self) -> list[str]:
@@ -50,7 +54,8 @@ def wanted_of(path: str | Path, globs: Sequence[str] | None, tensors: str) -> tu
     check_opset(model, path)
     layers, skipped = survey(model)
     inputs = {layer.name: layer.input for layer in layers}
-    known = (str(path), fingerprints(model, layers))
+    rounding = sum(node.op_type in ROUNDING for node in model.graph.node)
+    known = (str(path), fingerprints(model, layers), rounding)
     if tensors == LAYER_INPUTS:
         chosen, skipped = _chosen(path, layers, skipped, globs)
         return Wanted(chosen, inputs, (), frozenset(), *known), skipped

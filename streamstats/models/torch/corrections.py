@@ -19,7 +19,7 @@ from ...progress import QUIET, Progress
 from ..advice import IN_TORCH, Advice
 from ..harm import TRIALS, WORSE, Trials, doubt, tell, without
 from ..judgement import CALIBRATED, CORRECTED, ONE_PASS, UNCORRECTED, Judgement
-from ..linear import LayerCorrection
+from ..linear import LayerCorrection, tell_approximate
 from ..precision import Precision
 from .account import Account
 from .batches import Batches, HeldOut
@@ -90,6 +90,7 @@ def correct(
     if judge is not None and iterative is not None:
         _tell_repeated(judge, iterative, progress)
     once = [each.correction for each in own.plan]
+    tell_approximate([each.layer for each in once if each.approximate], progress)
     plan = once if iterative is None else iterative_corrections(own, iterative, progress)
     advice, judgement = IN_TORCH.after(staged=iterative is not None, harmless=do_no_harm, rounded=True), None
     if judge is not None:

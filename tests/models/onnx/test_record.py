@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import zarr
 from graphs import (
@@ -28,7 +29,10 @@ from graphs import (
     stored_layers,
     values,
 )
+from networks import model_of
 from onnx import TensorProto, helper
+from stores import files_of
+from told import Told
 
 from streamstats.calibration.recorder import Recorder
 from streamstats.calibration.sources.choose import source_of
@@ -77,12 +81,25 @@ def test_the_store_holds_the_input_of_every_layer(network: Network, tmp_path: Pa
 def test_two_recordings_leave_the_same_files(network: Network, tmp_path: Path) -> None:
     for name, batch_size in (("a", 4), ("b", 4)):
         record(network.path, tmp_path / "x.npy", tmp_path / name, batch_size=batch_size, storage="int8")
-    files = {
-        name: {p.relative_to(tmp_path / name): p.read_bytes() for p in (tmp_path / name).rglob("*") if p.is_file()}
-        for name in ("a", "b")
-    }
-    assert files["a"] == files["b"]
-    assert len(files["a"]) >= 6
+    assert files_of(tmp_path / "a") == files_of(tmp_path / "b")
+    assert len(files_of(tmp_path / "a")) >= 6
+
+
+def test_a_model_that_rounds_its_activations_is_pointed_out(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "step"], ["codes"]),
+        helper.make_node("DequantizeLinear", ["codes", "step"], ["rounded"]),
+        helper.make_node("MatMul", ["rounded", "w"], ["y"], name="fc"),
+    ]
+    x = values(8, 3)
+    onnx.save(model_of(nodes, {"w": np.eye(3, dtype=np.float32), "step": np.float32(0.5)}, x), tmp_path / "q.onnx")
+    np.save(tmp_path / "x.npy", x)
+    told = Told()
+    record(tmp_path / "q.onnx", tmp_path / "x.npy", tmp_path / "store", progress=told)
+    assert [each for each in told.messages if "rounds" in each] == [
+        f"note: {tmp_path}/q.onnx rounds its activations, by 1 operator; if it is to be corrected, record the float "
+        "model that it was made from"
+    ]
 
 
 def test_int8_storage_is_within_half_a_step(network: Network, tmp_path: Path) -> None:
