@@ -22,9 +22,10 @@ class Advice:
 
     `staged` corrects layer by layer, and `finer` rounds weights less coarsely, where they are rounded here. `samples`
     is about corrections that few samples decide, `precision` about a precision that is unknown, `caveat` about the
-    caveat of a judgement, and `other_weights` about statistics of a model with other weights. `harm` names the option
-    that tries the network without each correction, `judge` the one that compares models. `worse` is about a corrected
-    model that is worse than the quantised one; it is empty until `after` tells.
+    caveat of a judgement, `other_weights` about statistics of a model with other weights, and `models` about a report
+    without models. `harm` names the option that tries the network without each correction, `judge` the one that
+    compares models. `worse` is about a corrected model that is worse than the quantised one; it is empty until `after`
+    tells.
     """
 
     staged: str
@@ -34,6 +35,7 @@ class Advice:
     precision: str
     caveat: str
     other_weights: str
+    models: str
     samples: str = (
         "check the calibration samples: they need the preprocessing that the model gets in use (scale, mean, order of "
         "channels), inputs of the same kind as the held-out ones, and enough of them"
@@ -62,6 +64,7 @@ ON_COMMAND_LINE = Advice(
     ),
     caveat="judge the model as you run it, with --score, and if it is worse, quantise with reduce_range=True",
     other_weights="add --other-weights",
+    models="give them (--model, --quantized or --bits)",
 )
 IN_A_JOB = Advice(
     staged="`iterative`",
@@ -71,6 +74,7 @@ IN_A_JOB = Advice(
     precision="; it takes two samples or more",
     caveat="judge the model where it will run, and if it is worse, quantise with reduce_range=True",
     other_weights="submit the job again, which measures the model that it corrects",
+    models="submit a job of the kind `onnx`",
 )
 IN_TORCH = Advice(
     staged="`iterative`",
@@ -80,4 +84,5 @@ IN_TORCH = Advice(
     precision=": that of torch models is not estimated",
     caveat="judge the model where it will run",
     other_weights="give `other_weights=True`",
+    models="correct a quantised model",
 )

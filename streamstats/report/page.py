@@ -83,9 +83,12 @@ class Correction(Protocol):
         """Layer → how well its correction is known from its statistics."""
 
 
-def document(output: Path | None, correction: Correction | None = None) -> dict[str, Any]:
+def document(
+    output: Path | None, correction: Correction | None = None, *, advice: Advice = ON_COMMAND_LINE
+) -> dict[str, Any]:
     """The report on the results in `output`, and on a `correction` with its correctors, JSON-ready.
 
+    `advice` is what to do if there is no correction, which has its own.
     A correction from mean outputs has no correctors, and no `output`. Correctors without a manifest have no statistics.
     Raises `UsageError`, `DataError` for `output`.
     """
@@ -104,7 +107,7 @@ def document(output: Path | None, correction: Correction | None = None) -> dict[
         "precision": {name: _precision(found, terms.get(name)) for name, found in known.items()},
         "correction": None if correction is None else {each.layer: each.document() for each in correction.layers},
         "judgement": correction.judgement.document() if correction and correction.judgement else None,
-        "advice": asdict(ON_COMMAND_LINE if correction is None else correction.advice),
+        "advice": asdict(advice if correction is None else correction.advice),
     }
 
 

@@ -168,7 +168,7 @@ def _of_samples(report: Mapping[str, Any]) -> str:
     if report["output"] is None:
         return "The precision of corrections from mean outputs is not estimated."
     if report["correction"] is None:
-        return "The precision of corrections is estimated from the models; give them (--model, --quantized or --bits)."
+        return f"The precision of corrections is estimated from the models; {report['advice']['models']}."
     if not known:
         return f"The precision of the corrections is unknown{report['advice']['precision']}."
     name, worst = max(known.items(), key=lambda each: float(each[1]["error_in_steps"]))

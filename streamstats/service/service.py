@@ -430,9 +430,10 @@ def check_onnx(request: OnnxRequest) -> None:
 
 
 def _page(job: str, folder: Path) -> str:
+    from ..models.advice import IN_A_JOB
     from ..report import page as pages
 
-    return pages.page({**pages.document(folder), "output": f"job {job}"})
+    return pages.page({**pages.document(folder, advice=IN_A_JOB), "output": f"job {job}"})
 
 
 def _layers_document(folder: Path) -> dict[str, Any]:

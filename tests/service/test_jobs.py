@@ -373,6 +373,8 @@ def test_the_report_is_a_page_without_scripts(service: Served, done: JobView) ->
     assert answer.headers["content-type"].startswith("text/html")
     assert "sandbox" in answer.headers["content-security-policy"]
     assert "block1/conv" in answer.text
+    assert "submit a job of the kind `onnx`" in answer.text
+    assert "(--model" not in answer.text
     assert str(service.data) not in answer.text
 
 

@@ -131,10 +131,10 @@ def test_of_several_files_it_says_which_were_sent_or_withdrawn_before_an_error(r
     for number in range(2):
         (tmp_path / f"{number}.npy").write_bytes(npy(np.full((4, 2), number, np.int8)))
     np.savez(tmp_path / "both.npz", a=np.zeros((4, 2)))
-    sent = run("send", "partly", "l", "0.npy", "1.npy", "both.npz", status=2)
+    sent = run("send", "sent-in-part", "l", "0.npy", "1.npy", "both.npz", status=2)
     assert "2 of 3 files were sent: 0.npy, 1.npy" in sent.stderr
     assert "it is a zip archive, such as .npz; send each of its arrays as .npy" in sent.stderr
-    withdrawn = run("withdraw", "partly", "l", "1.npy", "both.npz", status=2)
+    withdrawn = run("withdraw", "sent-in-part", "l", "1.npy", "both.npz", status=2)
     assert "1 of 2 files was withdrawn: 1.npy" in withdrawn.stderr
 
 
