@@ -9,7 +9,7 @@ from typing import Any
 
 from ..calibration.identity import file_range, mask_identities, rows_of_file, sampled
 from ..calibration.layer import Layer, arrays_of
-from ..calibration.recorded_model import short_fingerprint, short_fingerprints
+from ..calibration.recorded_model import fingerprint_kind, short_fingerprint, short_fingerprints
 from ..coverage import EMPTY, Coverage, Rows
 from ..errors import DataError, MismatchError, UsageError, WayOut, contrasted, in_words, listed
 from ..quantization import Quantization
@@ -316,12 +316,16 @@ def check_same_job(layer: Layer, state: Ledger) -> None:
 
 
 def _check_same_model(layer: Layer, state: Ledger) -> None:
-    """Raise `MismatchError` if the store was recorded from a model with other weights than what was counted."""
+    """Raise `MismatchError` if the store was recorded from a model with other weights than what was counted.
+
+    Fingerprints of different kinds cannot be compared.
+    """
     if not state.at(layer.address).covered:
         return
     weights = [(name, [each for other, each in state.weights if other == name], now) for name, now in layer.weights]
-    for name, counted, now in [(layer.name, [*state.models], layer.model), *weights]:
-        if counted and now and now not in counted:
+    for name, known, now in [(layer.name, [*state.models], layer.model), *weights]:
+        counted = [each for each in known if fingerprint_kind(each) == fingerprint_kind(now)]
+        if counted and now not in counted:
             raise MismatchError(
                 f"layer {name}: {layer.store} was recorded from a model with other weights than what was counted: the "
                 f"fingerprints are {short_fingerprint(now)} and {short_fingerprints(counted)}",

@@ -633,6 +633,17 @@ def test_a_store_that_was_recorded_anew_from_a_model_with_other_weights_is_an_er
     assert results(tmp_path / "out") == undisturbed(store, tmp_path)
 
 
+def test_fingerprints_of_different_kinds_prove_no_other_weights(tmp_path: Path) -> None:
+    for kind in ("onnx", "torch"):
+        shutil.rmtree(tmp_path / "s.zarr", ignore_errors=True)
+        with Recorder(tmp_path / "s.zarr", model_fingerprint=f"{kind}:{'a' * 64}") as recorder:
+            recorder.append("fc", samples(8, 3, seed=len(kind)))
+        if kind == "onnx":
+            run(config(tmp_path / "s.zarr"))
+    with pytest.raises(DataError, match=r"layer fc: it was recorded anew since it was counted"):
+        run(config(tmp_path / "s.zarr"))
+
+
 def test_a_store_with_fewer_rows_than_were_counted_is_an_error(tmp_path: Path) -> None:
     store = build_store(tmp_path / "s.zarr", {"conv": samples(8, 3)})
     run(config(store))
