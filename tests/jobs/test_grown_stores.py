@@ -242,6 +242,8 @@ def test_a_store_that_was_recorded_anew_is_not_counted_into_what_was_counted_bef
     with pytest.raises(DataError, match="it was recorded anew"):
         forget(job, (0, 1))
     assert [each.problem for each in verify(job)] == ["it was recorded anew since it was counted"]
+    kept = run(job, accept_changes=True).statistics["fc"]
+    assert (kept.mean.tolist(), str(kept.source.accepted)) == ([3.0] * 8, "0:100")
     assert run(job, restart=True).statistics["fc"].mean.tolist() == [5.0] * 8
 
 

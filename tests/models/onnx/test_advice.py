@@ -14,9 +14,10 @@ import onnx.version_converter
 import onnxruntime
 import pytest
 from graphs import FLOAT, Array, make_model, node, run_model, saved, values
-from networks import Batches
+from networks import Batches, chain, model_of, run_out
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantFormat, QuantType, quantize_dynamic, quantize_static
+from told import Told
 
 from streamstats.errors import UsageError
 from streamstats.models.onnx.correct import correct, correct_quantized
@@ -262,3 +263,24 @@ def test_models_of_other_networks_are_told_with_what_was_not_compared(tmp_path: 
     path = saved(other, tmp_path, "other.onnx")
     with pytest.raises(UsageError, match=r"which needs no weights; operators that were not compared: einsum \("):
         correct_quantized(case.source, path, case.measured(), None)
+
+
+def test_taps_are_counted_where_corrections_are_approximate(tmp_path: Path) -> None:
+    nodes, constants = chain()
+    x = values(8, 3, 6, 6)
+    onnx.save(model_of(nodes, constants, x), tmp_path / "float.onnx")
+    said = []
+    for statistics in ("spread", "taps"):
+        (folder := tmp_path / statistics).mkdir()
+        (folder / "float.onnx").symlink_to(tmp_path / "float.onnx")
+        told = Told()
+        out, fixed = run_out(folder, x, statistics), folder / "fixed.onnx"
+        correct(folder / "float.onnx", out, fixed, bits=4, rounding="nearest", weight_range="mse", progress=told)
+        said.append([each for each in told.messages if "approximate" in each])
+    assert said == [
+        [
+            "note: the means of first, second, third are of all positions, but each tap of a kernel sees only some, so "
+            "the corrections are approximate; `statistics: [taps]` in the run's configuration counts what each tap sees"
+        ],
+        [],
+    ]
